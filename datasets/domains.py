@@ -15,11 +15,12 @@ from skyshift.datasets import hydrogen
 from skyshift.datasets.galaxy import Galaxy
 from skyshift.datasets.projection import project, rotate, weighted_mean
 from skyshift.naming import unknown
+from skyshift.errors import SkyshiftError
 
 Array = NDArray[np.floating]
 
 
-class DomainError(ValueError):
+class DomainError(SkyshiftError):
     """There is no such domain."""
 
 

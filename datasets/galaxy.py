@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from skyshift.errors import SkyshiftError
 
 Array = NDArray[np.floating]
 
@@ -33,7 +34,7 @@ FIELD_UNITS: dict[str, str] = {
 """Unit of every field, as astropy writes it. Metallicity is a mass fraction, not in solar units."""
 
 
-class GalaxyError(ValueError):
+class GalaxyError(SkyshiftError):
     """A galaxy's particles cannot be what they claim to be, or lack what is asked for."""
 
 

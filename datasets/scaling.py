@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from skyshift.naming import unknown
+from skyshift.errors import SkyshiftError
 
 Values = TypeVar("Values", NDArray[np.floating], torch.Tensor)
 
@@ -34,7 +35,7 @@ SOFTENING_QUANTILE = 0.5
 """Quantile of the positive values below which asinh and log turn linear."""
 
 
-class ScalingError(ValueError):
+class ScalingError(SkyshiftError):
     """A scaling cannot be fitted to, or applied to, these values."""
 
 

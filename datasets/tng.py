@@ -21,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyshift.datasets.galaxy import PARTICLE_TYPES, Galaxy, Particles
+from skyshift.datasets.smoothing import NEIGHBOURS, neighbour_distance
 from skyshift.datasets.tng_units import (
     FIELDS,
     Header,
     SnapshotError,
     check_scaling,
+    no_particles,
     read_header,
     tng_fields,
     to_particles,
@@ -59,7 +61,9 @@ def unwrap(position: NDArray[np.floating], centre: NDArray[np.floating], box_siz
 
 
 def half_mass_radius(particles: Particles) -> float:
-    """Radius in kpc that holds half of the particles' mass; positions relative to the centre."""
+    """Radius in kpc that holds half of the particles' mass; positions relative to the centre. 0 without particles."""
+    if not len(particles):
+        return 0.0
     radius = np.linalg.norm(particles.position, axis=1)
     order = np.argsort(radius)
     enclosed = np.cumsum(particles.mass[order])
@@ -77,8 +81,7 @@ def _split_wind(kinds: dict[str, Particles], where: str) -> dict[str, Particles]
             "ask for that field when downloading"
         )
     is_star = type4["formation_scale_factor"] > 0
-    parts = {"stars": type4.select(is_star), "wind": type4.select(~is_star)}
-    return {**kinds, **{kind: part for kind, part in parts.items() if len(part)}}
+    return {**kinds, "stars": type4.select(is_star), "wind": type4.select(~is_star)}
 
 
 def _check_need(have: Mapping[str, Iterable[str]], need: Mapping[str, Iterable[str]], where: str) -> None:
@@ -171,14 +174,18 @@ def read_cutout(
     path = Path(path)
     with _open(path) as file:
         header = read_header(file)
-        have = {k: set(file[f"PartType{PARTICLE_TYPES[k]}"]) for k in KINDS if f"PartType{PARTICLE_TYPES[k]}" in file}
-        _check_need(have, need or {}, str(path))
+        groups = {kind: f"PartType{PARTICLE_TYPES[kind]}" for kind in KINDS}
+        have = {kind: set(file[group]) for kind, group in groups.items() if group in file}
+        # A type without particles has no group: asked for and absent means that the galaxy has none.
+        none = [k for k, g in groups.items() if k not in have and g in header.request]
+        _check_need({**have, **{kind: FIELDS[kind] for kind in none}}, need or {}, str(path))
         stored = {kind: _read_group(file, kind, header, partial) for kind in KINDS}
-    kinds = {k: to_particles(k, v, header) for k, v in stored.items() if v and len(v["Coordinates"])}
-    if not kinds:
+    kinds = {k: to_particles(k, v, header) for k, v in stored.items() if v}
+    if not any(len(particles) for particles in kinds.values()):
         raise SnapshotError(f"{path} holds no particles at all; the subhalo has none of the types asked for")
+    kinds.update({kind: no_particles(kind, header) for kind in none})
     kinds = _split_wind(kinds, str(path))
-    origin = np.asarray(next(iter(kinds.values())).position[0])
+    origin = np.asarray(next(p.position[0] for p in kinds.values() if len(p)))
     if centre is None:
         position = np.concatenate([unwrap(p.position, origin, header.box_size) for p in kinds.values()])
         offset = _shrinking_centre(position, np.concatenate([p.mass for p in kinds.values()]))
@@ -346,7 +353,7 @@ class Snapshot:
         asked = KINDS if need is None else {"stars" if kind == "wind" else kind for kind in need}
         kinds = {}
         for kind in asked:
-            if kind in self.fields and self.subhalos.count[number, PARTICLE_TYPES[kind]]:
+            if kind in self.fields:
                 kinds[kind] = self._load(number, kind)
         kinds = _split_wind(kinds, where)
         centre = self.subhalos.position[number]
@@ -369,6 +376,8 @@ class Snapshot:
         )
 
     def _load(self, number: int, kind: str) -> Particles:
+        if not self.subhalos.count[number, PARTICLE_TYPES[kind]]:
+            return no_particles(kind, self.header)
         fields = [field for field in FIELDS[kind] if field in self.fields[kind]]
         try:
             stored = illustris_python.snapshot.loadSubhalo(
@@ -394,7 +403,8 @@ class Box:
     Attributes:
         header: Of the first chunk.
         missing: The chunks that are not there.
-        particles: Kind to particles, positions in kpc in the box.
+        particles: Kind to particles, positions in kpc in the box, with kernel supports that were searched for among
+            all particles of the box where the files give none.
 
     Raises:
         SnapshotError: No snapshot there, a chunk is missing (the message names it) or contradicts its header.
@@ -426,7 +436,10 @@ class Box:
         for kind, names in have.items():
             arrays = {name: np.concatenate([part[name] for part in stored[kind]]) for name in names}
             kinds[kind] = to_particles(kind, arrays, self.header)
-        self.particles = _split_wind(kinds, str(self.folder))
+        self.particles = {
+            kind: p if p.support is not None else replace(p, support=neighbour_distance(p.position, NEIGHBOURS[kind]))
+            for kind, p in _split_wind(kinds, str(self.folder)).items()
+        }
         self.number = int(match.group(1)) if (match := re.search(r"_(\d+)\.", chunks[min(chunks)].name)) else -1
 
     def region(self, centre: NDArray[np.floating], radius: float, number: int) -> Galaxy:
@@ -440,10 +453,10 @@ class Box:
         kinds = {}
         for kind, particles in self.particles.items():
             offset = unwrap(particles.position, centre, self.header.box_size)
-            reach = radius if particles.support is None else radius + particles.support
+            assert particles.support is not None
+            reach = radius + particles.support
             inside = np.linalg.norm(offset, axis=1) <= reach
-            if inside.any():
-                kinds[kind] = replace(particles.select(inside), position=offset[inside])
+            kinds[kind] = replace(particles.select(inside), position=offset[inside])
         return Galaxy(
             name=f"region {number}",
             number=number,

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from skyshift.datasets import hydrogen
 from skyshift.datasets.galaxy import Particles
 from skyshift.datasets.smoothing import GAS_SUPPORT_PER_RADIUS, cell_radius
+from skyshift.errors import SkyshiftError
 
 GAUSS_PER_CODE_UNIT = 2.60e-6
 """Gauss per stored unit of ``MagneticField`` at a = h = 1. Already Gaussian: there is no further 4π."""
 
 
-class SnapshotError(ValueError):
+class SnapshotError(SkyshiftError):
     """A file is no snapshot, lacks something, or contradicts itself; the message says where and the cure."""
 
 
@@ -68,6 +69,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """TNG fields read for each kind, where the file has them. Wind particles are read along with the stars."""
 
+_VECTORS = ("Coordinates", "Velocities", "MagneticField")
+
 _SOURCES: dict[str, tuple[str, ...]] = {"temperature": ("InternalEnergy", "ElectronAbundance")}
 
 
@@ -95,6 +98,7 @@ class Header:
         number: Snapshot number, or -1 where the file does not say.
         cutout: Subhalo number of an API cutout, or -1.
         simulation: Name of the simulation, or "".
+        request: What an API cutout was asked for, ``PartType0=…+PartType4=…``, or "".
     """
 
     scale_factor: float
@@ -109,6 +113,7 @@ class Header:
     number: int
     cutout: int
     simulation: str
+    request: str
 
 
 def _scalar(value: Any) -> Any:
@@ -145,6 +150,7 @@ def read_header(file: h5py.File) -> Header:
             number=int(_scalar(attributes.get("SnapshotNumber", -1))),
             cutout=int(_scalar(attributes.get("CutoutID", -1))),
             simulation=str(_scalar(attributes.get("SimulationName", ""))),
+            request=str(_scalar(attributes.get("CutoutRequest", ""))),
         )
     except KeyError as error:
         raise SnapshotError(f"{file.filename} is no TNG snapshot: its /Header has no {error}") from None
@@ -194,3 +200,10 @@ def to_particles(kind: str, stored: Mapping[str, NDArray[Any]], header: Header) 
         if energy is not None and "electron_abundance" in physical:
             physical["temperature"] = hydrogen.temperature(energy, physical["electron_abundance"])
     return Particles(position, mass, support, physical)
+
+
+def no_particles(kind: str, header: Header) -> Particles:
+    """An empty set of particles with every field, for a galaxy that has none of this kind."""
+    return to_particles(
+        kind, {name: np.zeros((0, 3) if name in _VECTORS else 0) for name in FIELDS[kind]}, header
+    )
