@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from skyshift.datasets import hydrogen
 from skyshift.datasets.galaxy import Galaxy
 from skyshift.datasets.projection import project, rotate, weighted_mean
-from skyshift.naming import unknown
 from skyshift.errors import SkyshiftError
+from skyshift.naming import unknown
 
 Array = NDArray[np.floating]
 
@@ -80,8 +80,12 @@ _HYDROGEN_FIELDS = ("density", "sfr", "neutral_fraction", "temperature", "electr
 DOMAINS: dict[str, Domain] = {
     domain.name: domain
     for domain in (
-        Domain("dm", "Dark matter", "Msun / kpc2", "dm", lambda g, r: g.particles["dm"].mass, colour_map="magma"),
-        Domain("gas", "Gas", "Msun / kpc2", "gas", lambda g, r: g.particles["gas"].mass, colour_map="viridis"),
+        Domain(
+            "dm", "Dark matter", "Msun / kpc2", "dm", lambda g, r: g.particles["dm"].mass, colour_map="magma"
+        ),
+        Domain(
+            "gas", "Gas", "Msun / kpc2", "gas", lambda g, r: g.particles["gas"].mass, colour_map="viridis"
+        ),
         Domain("stars", "Stars", "Msun / kpc2", "stars", lambda g, r: g.particles["stars"].mass),
         Domain(
             "hi",

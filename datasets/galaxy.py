@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
 from skyshift.errors import SkyshiftError
 
 Array = NDArray[np.floating]
@@ -130,7 +131,7 @@ class Galaxy:
         for name, value in named.items():
             if len(value) != n:
                 raise GalaxyError(f"{self.name}: {kind} has {n} masses but {len(value)} values of '{name}'")
-            bad = ~np.isfinite(value).reshape(n, -1).all(axis=1)
+            bad = ~np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
             if bad.any():
                 raise GalaxyError(
                     f"{self.name}: '{name}' of {kind} is not finite in {bad.sum()} of {n} particles, first at "

@@ -204,7 +204,9 @@ def molecular_fraction(galaxy: Galaxy, recipe: MolecularRecipe = "br06") -> Arra
     if recipe not in _PRESSURE_LAW:
         raise GalaxyError(f"no recipe '{recipe}' for molecular hydrogen; there are none, br06 and leroy08")
     scale, exponent = _PRESSURE_LAW[recipe]
-    ratio = (pressure_over_k(gas["density"], gas["temperature"], gas["electron_abundance"]) / scale) ** exponent
+    ratio = (
+        pressure_over_k(gas["density"], gas["temperature"], gas["electron_abundance"]) / scale
+    ) ** exponent
     return ratio / (1.0 + ratio)
 
 

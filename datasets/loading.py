@@ -108,7 +108,11 @@ class _Reader:
     """Maps of some views, scaled, from memory where they fit and from the store where they do not."""
 
     def __init__(
-        self, store: MapStore, domains: Sequence[str], views: NDArray[np.int64], scalings: Mapping[str, Scaling]
+        self,
+        store: MapStore,
+        domains: Sequence[str],
+        views: NDArray[np.int64],
+        scalings: Mapping[str, Scaling],
     ) -> None:
         self.store, self.domains, self.scalings = store, tuple(domains), scalings
         self._row = {int(view): row for row, view in enumerate(views)}
@@ -175,7 +179,9 @@ class MapDataset(Dataset[dict[str, Any]]):
         self._target = _Reader(self.store, self.target, self.views, self.scalings)
         if not self.paired:
             catalogue = self.store.catalogue()
-            self._groups = dict(zip(catalogue["view"].tolist(), catalogue["split_group"].tolist(), strict=True))
+            self._groups = dict(
+                zip(catalogue["view"].tolist(), catalogue["split_group"].tolist(), strict=True)
+            )
             if len({self._groups[int(view)] for view in self.views}) < 2:
                 raise SkyshiftError("unpaired samples need at least two galaxies")
 

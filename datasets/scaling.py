@@ -23,16 +23,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skyshift.naming import unknown
 from skyshift.errors import SkyshiftError
+from skyshift.naming import unknown
 
 Values = TypeVar("Values", NDArray[np.floating], torch.Tensor)
 
 FIT_QUANTILE = 0.999
 """Quantile of the fitted values that is mapped to one."""
 
-SOFTENING_QUANTILE = 0.5
-"""Quantile of the positive values below which asinh and log turn linear."""
+SOFTENING_SHARE = 0.02
+"""asinh turns linear at the value below which this share of the sum over all pixels lies (of the mass, for a column)."""
+
+FLOOR_QUANTILE = 0.01
+"""log turns linear at this quantile of the positive values."""
 
 
 class ScalingError(SkyshiftError):
@@ -54,14 +57,11 @@ def _fitted(values: NDArray[np.floating]) -> NDArray[np.float64]:
     return values
 
 
-def _span_and_softening(values: NDArray[np.floating]) -> tuple[float, float]:
-    """Quantiles of |x| over its non-zero values; (1, 1) where all are zero, so that empty maps pass."""
+def _lit(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Sorted sizes of the values that are not zero; a single 1 where all are zero, so that empty maps pass."""
     size = np.abs(_fitted(values))
-    size = size[size > 0]
-    if not size.size:
-        return 1.0, 1.0
-    span, softening = np.quantile(size, FIT_QUANTILE), np.quantile(size, SOFTENING_QUANTILE)
-    return float(span), float(min(softening, span))
+    size = np.sort(size[size > 0])
+    return size if size.size else np.ones(1)
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,11 @@ class Asinh(Scaling):
 
     @classmethod
     def fit(cls, values: NDArray[np.floating]) -> Self:
-        """Softening at the median of the non-zero values, one at their :data:`FIT_QUANTILE` quantile."""
-        span, softening = _span_and_softening(values)
-        return cls(softening, span)
+        """Softening by :data:`SOFTENING_SHARE`, one at the :data:`FIT_QUANTILE` quantile of the non-zero values."""
+        size = _lit(values)
+        share = np.cumsum(size) / size.sum()
+        span = float(np.quantile(size, FIT_QUANTILE))
+        return cls(min(float(size[np.searchsorted(share, SOFTENING_SHARE)]), span), span)
 
     @property
     def _top(self) -> float:
@@ -155,11 +157,11 @@ class Log(Scaling):
 
     @classmethod
     def fit(cls, values: NDArray[np.floating]) -> Self:
-        """As :meth:`Asinh.fit`; negative values are refused."""
+        """Softening at :data:`FLOOR_QUANTILE`, one at :data:`FIT_QUANTILE`; negative values are refused."""
         if np.asarray(values).size and np.min(values) < 0:
             raise ScalingError(f"log scaling needs values ≥ 0, the lowest is {np.min(values):.4g}; use asinh")
-        span, softening = _span_and_softening(values)
-        return cls(softening, span)
+        floor, span = np.quantile(_lit(values), [FLOOR_QUANTILE, FIT_QUANTILE])
+        return cls(float(floor), float(span))
 
     @property
     def _top(self) -> float:
@@ -173,7 +175,9 @@ class Log(Scaling):
         """
         ratio = _wide(x) / self.softening
         if ratio.shape and math.prod(ratio.shape) and float(ratio.min()) <= -1:
-            raise ScalingError(f"log scaling cannot take {float(ratio.min()) * self.softening:.4g}; use asinh")
+            raise ScalingError(
+                f"log scaling cannot take {float(ratio.min()) * self.softening:.4g}; use asinh"
+            )
         return _module(x).log1p(ratio) / self._top
 
     def inverse(self, y: Values) -> Values:
@@ -192,7 +196,7 @@ class Power(Scaling):
     @classmethod
     def fit(cls, values: NDArray[np.floating]) -> Self:
         """One at the :data:`FIT_QUANTILE` quantile of the non-zero values."""
-        return cls(_span_and_softening(values)[0])
+        return cls(float(np.quantile(_lit(values), FIT_QUANTILE)))
 
     def forward(self, x: Values) -> Values:
         """Physical to scaled."""

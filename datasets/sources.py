@@ -6,8 +6,9 @@ one item at a time. A new simulation is one subclass.
 
 import abc
 import functools
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy.spatial import cKDTree
 
 from skyshift.datasets.galaxy import PARTICLE_TYPES, Galaxy
 from skyshift.datasets.smoothing import cell_radius
-from skyshift.datasets.synthetic import SyntheticSimulation, write_simulation
+from skyshift.datasets.synthetic import PARAMETERS, SyntheticSimulation, write_simulation
 from skyshift.datasets.tng import Box, Snapshot, read_cutout
 from skyshift.datasets.tng_units import SnapshotError
 from skyshift.naming import unknown
@@ -167,8 +168,24 @@ class SyntheticSource(SnapshotSource):
         self.snapshot = self.simulation.snapshot
 
     def prepare(self, workers: int) -> None:
-        """Write the simulation, unless it is there."""
-        write_simulation(self.path, self.simulation, workers=workers)
+        """Write the simulation, unless it is there.
+
+        Raises:
+            SnapshotError: There is one with other parameters.
+        """
+        marker = Path(self.path) / PARAMETERS
+        if not marker.is_file():
+            write_simulation(self.path, self.simulation, workers=workers)
+            return
+        held = json.loads(marker.read_text(encoding="utf-8"))
+        asked = json.loads(json.dumps(asdict(self.simulation)))
+        different = [name for name, value in asked.items() if held.get(name) != value]
+        if different:
+            name = different[0]
+            raise SnapshotError(
+                f"{self.path} holds a simulation with {name} = {held.get(name)}, this one has {asked[name]}; "
+                "choose another path or delete that one"
+            )
 
 
 @dataclass
@@ -263,7 +280,10 @@ class RegionSource(GalaxySource):
         for index in order:
             if self.limit and len(chosen) == self.limit:
                 break
-            if not chosen or np.linalg.norm(position[chosen] - position[index], axis=1).min() >= self.separation:
+            if (
+                not chosen
+                or np.linalg.norm(position[chosen] - position[index], axis=1).min() >= self.separation
+            ):
                 chosen.append(int(index))
         if not chosen:
             raise SnapshotError(

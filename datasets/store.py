@@ -23,9 +23,9 @@ import zarr
 from astropy.table import Table
 from numpy.typing import NDArray
 
+from skyshift.errors import SkyshiftError
 from skyshift.files import write_folder_whole, write_whole
 from skyshift.naming import unknown
-from skyshift.errors import SkyshiftError
 
 FORMAT = 1
 """Version of the layout; a store of a later one is refused."""
@@ -267,7 +267,9 @@ class MapStore:
             raise StoreError(f"{self.path}: maps/{domain} is no array")
         return array
 
-    def maps(self, domain: str, views: Sequence[int] | NDArray[np.integer] | None = None) -> NDArray[np.float32]:
+    def maps(
+        self, domain: str, views: Sequence[int] | NDArray[np.integer] | None = None
+    ) -> NDArray[np.float32]:
         """Maps of one domain.
 
         Args:
@@ -287,9 +289,18 @@ class MapStore:
         views = np.asarray(views, np.int64)
         if len(views) and len(views) == views[-1] - views[0] + 1 and (np.diff(views) == 1).all():
             return np.asarray(array[int(views[0]) : int(views[-1]) + 1], np.float32)
-        return np.stack([np.asarray(array[int(v)], np.float32) for v in views]) if len(views) else np.zeros(
-            (0, self.pixels, self.pixels), np.float32
+        return (
+            np.stack([np.asarray(array[int(v)], np.float32) for v in views])
+            if len(views)
+            else np.zeros((0, self.pixels, self.pixels), np.float32)
         )
+
+    def records(self) -> list[ViewRecord]:
+        """The rows of all finished shards, as they were written."""
+        parts = [pq.read_table(self._part(shard)) for shard in range(self.shards) if self.is_done(shard)]
+        return [
+            ViewRecord(**{**row, "rotation": tuple(row["rotation"])}) for p in parts for row in p.to_pylist()
+        ]
 
     def catalogue(self) -> Table:
         """The rows of all finished shards, in the order of the views (columns: :class:`ViewRecord`)."""

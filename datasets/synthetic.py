@@ -6,9 +6,8 @@ straddles a corner of the periodic box. What a galaxy looks like is the matter o
 :mod:`skyshift.datasets.toy_recipes`, :mod:`skyshift.datasets.toy_galaxies` and
 :mod:`skyshift.datasets.toy_gas`; units are in :mod:`skyshift.datasets.toy_units`.
 
-What differs from IllustrisTNG: no particles outside groups, one file of the catalogue, the recipes are
-those of the nearby universe whatever the redshift, and ``SubhaloMorphology`` holds the class of each
-galaxy.
+What differs from IllustrisTNG: no particles outside groups, no satellites in the catalogue, recipes of the
+nearby universe whatever the redshift, and ``SubhaloMorphology`` holds the class of each galaxy.
 
 References:
     Nelson et al. 2019, Comput. Astrophys. Cosmol. 6, 2 (arXiv:1812.05609), and the TNG data specification.
@@ -18,8 +17,9 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,10 @@ from skyshift.datasets.toy_units import (
 from skyshift.files import write_folder_whole
 
 Array = NDArray[Any]
-Row = Mapping[str, Array]
+Row = Mapping[str, Any]
+
+PARAMETERS = "simulation.json"
+"""File beside ``output`` that holds the parameters of the simulation."""
 
 MOST_GALAXIES = 10000  # beyond which haloes would overlap in the box
 FEWEST_PARTICLES = 64
@@ -68,12 +71,14 @@ class SyntheticSimulation:
     Attributes:
         galaxies: Number of galaxies, at most 10,000.
         seed: Of all random numbers. A galaxy's particles depend on it and on the galaxy's own number alone.
-        gas_cells: Gas cells of a galaxy of median halo mass, 6e11 Msun; others have (M/median)^⅓ times as
-        many. dm_particles: Dark-matter particles of a galaxy of median mass; others in proportion, all of
-        one mass. star_particles: Star particles of a galaxy of median mass; others as gas. snapshot: Number
-        of the snapshot, 0 to 999. fractions: Shares of discs, spheroids and mergers, in the order of
-        ``LABELS``; they add up to 1. chunks: Files of the snapshot. redshift: Of the snapshot, 0 to 5. It
-        sets the scale factor and the ultraviolet background.
+        gas_cells: Gas cells of a galaxy of median halo mass, 6e11 Msun; others (M/median)^⅓ times as many.
+        dm_particles: Dark-matter particles of a galaxy of median mass; others in proportion, all of one mass.
+        star_particles: Star particles of a galaxy of median mass; others as gas.
+        snapshot: Number of the snapshot, 0 to 999.
+        fractions: Shares of discs, spheroids and mergers, in the order of ``LABELS``; they add up to 1.
+        chunks: Files of the snapshot and of the catalogue. ``illustris_python`` reads a catalogue of one file
+            only when it is told which fields.
+        redshift: Of the snapshot, 0 to 5. It sets the scale factor and the ultraviolet background.
     """
 
     galaxies: int = 200
@@ -89,7 +94,7 @@ class SyntheticSimulation:
     def __post_init__(self) -> None:
         if not 1 <= self.galaxies <= MOST_GALAXIES:
             raise ValueError(
-                f"galaxies = {self.galaxies}: the box holds 1 to {MOST_GALAXIES}; choose as many"
+                f"galaxies = {self.galaxies}: the box holds 1 to {MOST_GALAXIES} without overlap"
             )
         for name in ("gas_cells", "dm_particles", "star_particles"):
             if getattr(self, name) < FEWEST_PARTICLES:
@@ -168,10 +173,9 @@ def write_simulation(
             leave=False,
         )
         subhalos, groups, offsets = _write_snapshot(folder, simulation, galaxies, centres, drifts)
-        numbers = np.array([recipe.number for recipe in recipes])
-        flags = (numbers % FLAGGED_EVERY != FLAGGED_EVERY - 1).astype(np.uint32)
-        _write_catalogue(folder, simulation, subhalos, groups, flags)
+        _write_catalogue(folder, simulation, subhalos, groups)
         _write_offsets(folder, simulation, subhalos, offsets)
+        (folder / PARAMETERS).write_text(json.dumps(asdict(simulation), indent=2), encoding="utf-8")
     return path / "output"
 
 
@@ -243,7 +247,8 @@ def _write_snapshot(
     counts: list[Array] = []
     for place, galaxy in enumerate(galaxies):
         where = centres[place], drifts[place], simulation.redshift
-        subhalos.append(subhalo_row(galaxy, *where))
+        flagged = galaxy.recipe.number % FLAGGED_EVERY == FLAGGED_EVERY - 1
+        subhalos.append({**subhalo_row(galaxy, *where), "SubhaloFlag": np.uint32(not flagged)})
         groups.append(group_row(galaxy, subhalos[-1], simulation.redshift))
         arrays = particle_arrays(galaxy, *where)
         start = 0.0
@@ -322,44 +327,44 @@ def _cosmology(simulation: SyntheticSimulation) -> dict[str, Any]:
     }
 
 
+def _catalogue_starts(simulation: SyntheticSimulation) -> list[int]:
+    """First galaxy of every file of the catalogue: as many files as of the snapshot, none empty."""
+    files = min(simulation.chunks, simulation.galaxies)
+    return [k * simulation.galaxies // files for k in range(files)]
+
+
 def _write_catalogue(
-    folder: Path,
-    simulation: SyntheticSimulation,
-    subhalos: Sequence[Row],
-    groups: Sequence[Row],
-    flags: Array,
+    folder: Path, simulation: SyntheticSimulation, subhalos: Sequence[Row], groups: Sequence[Row]
 ) -> None:
-    """Write the one file of the group catalogue."""
+    """Write the files of the group catalogue."""
     snapshot, n = f"{simulation.snapshot:03d}", simulation.galaxies
-    path = folder / "output" / f"groups_{snapshot}" / f"fof_subhalo_tab_{snapshot}.0.hdf5"
-    path.parent.mkdir(parents=True)
-    order = np.arange(n, dtype=np.int32)
-    particles = int(sum(row["GroupLen"] for row in groups))
-    with h5py.File(path, "w") as file:
-        for group, rows in (("Subhalo", subhalos), ("Group", groups)):
-            for name in rows[0]:
-                file[f"{group}/{name}"] = np.stack([row[name] for row in rows])
-        file["Subhalo/SubhaloGrNr"] = order
-        file["Subhalo/SubhaloParent"] = np.zeros(
-            n, np.int32
-        )  # within the group: the first, as for all centrals
-        file["Subhalo/SubhaloFlag"] = flags
-        file["Subhalo/SubhaloMorphology"].attrs["names"] = json.dumps(LABELS)
-        file["Group/GroupFirstSub"] = order
-        file["Group/GroupNsubs"] = np.ones(n, np.int32)
-        file.create_group("Header").attrs.update(
-            _cosmology(simulation)
-            | {
-                "FlagDoubleprecision": np.int32(0),
-                "Ngroups_ThisFile": np.int32(n),
-                "Ngroups_Total": np.int32(n),
-                "Nids_ThisFile": np.int32(particles),
-                "Nids_Total": np.int64(particles),
-                "Nsubgroups_ThisFile": np.int32(n),
-                "Nsubgroups_Total": np.int32(n),
-                "NumFiles": np.int32(1),
-            }
-        )
+    starts = _catalogue_starts(simulation)
+    total = sum(int(row["GroupLen"]) for row in groups)
+    for number, (start, end) in enumerate(pairwise([*starts, n])):
+        path = folder / "output" / f"groups_{snapshot}" / f"fof_subhalo_tab_{snapshot}.{number}.hdf5"
+        path.parent.mkdir(exist_ok=True)
+        with h5py.File(path, "w") as file:
+            for group, rows in (("Subhalo", subhalos), ("Group", groups)):
+                for name in rows[0]:
+                    file[f"{group}/{name}"] = np.stack([row[name] for row in rows[start:end]])
+            file["Subhalo/SubhaloGrNr"] = np.arange(start, end, dtype=np.int32)
+            file["Subhalo/SubhaloParent"] = np.zeros(end - start, np.int32)  # place in the group
+            file["Subhalo/SubhaloMorphology"].attrs["names"] = json.dumps(LABELS)
+            file["Group/GroupFirstSub"] = np.arange(start, end, dtype=np.int32)
+            file["Group/GroupNsubs"] = np.ones(end - start, np.int32)
+            file.create_group("Header").attrs.update(
+                _cosmology(simulation)
+                | {
+                    "FlagDoubleprecision": np.int32(0),
+                    "Ngroups_ThisFile": np.int32(end - start),
+                    "Ngroups_Total": np.int32(n),
+                    "Nids_ThisFile": np.int32(sum(int(row["GroupLen"]) for row in groups[start:end])),
+                    "Nids_Total": np.int64(total),
+                    "Nsubgroups_ThisFile": np.int32(end - start),
+                    "Nsubgroups_Total": np.int32(n),
+                    "NumFiles": np.int32(len(starts)),
+                }
+            )
 
 
 def _write_offsets(
@@ -372,7 +377,7 @@ def _write_offsets(
     path.parent.mkdir(parents=True)
     with h5py.File(path, "w") as file:
         file["FileOffsets/SnapByType"] = chunk_offsets.astype(np.int64)  # (chunks, 6)
-        file["FileOffsets/Group"] = np.zeros(1, np.int64)  # one file of the catalogue
-        file["FileOffsets/Subhalo"] = np.zeros(1, np.int64)
+        file["FileOffsets/Group"] = np.array(_catalogue_starts(simulation), np.int64)
+        file["FileOffsets/Subhalo"] = np.array(_catalogue_starts(simulation), np.int64)
         file["Group/SnapByType"] = first  # (galaxies, 6)
         file["Subhalo/SnapByType"] = first

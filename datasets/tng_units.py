@@ -136,7 +136,9 @@ def read_header(file: h5py.File) -> Header:
         a, h = float(_scalar(attributes["Time"])), float(_scalar(attributes["HubbleParam"]))
         counts = np.asarray(attributes["NumPart_ThisFile"], np.int64).reshape(-1)
         totals = np.asarray(attributes.get("NumPart_Total", counts), np.int64).reshape(-1)
-        high = np.asarray(attributes.get("NumPart_Total_HighWord", np.zeros_like(totals)), np.int64).reshape(-1)
+        high = np.asarray(attributes.get("NumPart_Total_HighWord", np.zeros_like(totals)), np.int64).reshape(
+            -1
+        )
         return Header(
             scale_factor=a,
             redshift=max(0.0, float(_scalar(attributes["Redshift"]))),

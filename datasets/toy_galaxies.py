@@ -1,5 +1,4 @@
-"""Toy galaxies as particles: where their gas, stars and dark matter lie, how they move, and what they are
-like.
+"""Toy galaxies as particles: where their gas, stars and dark matter lie and how they move.
 
     dark matter   ρ ∝ 1 / (r/r_s) / (1 + r/r_s)²            r < R_200
     spheroid      M(<r) ∝ r² / (r + a)²                     a = R_e / 1.8153, triaxial
@@ -248,8 +247,13 @@ def _place_dark_matter(rng: np.random.Generator, recipe: Recipe, count: int) -> 
 def velocities(
     rng: np.random.Generator, blocks: Sequence[Points], positions: Array, masses: Array
 ) -> tuple[Array, Array]:
-    """Rotation, dispersion and drift of every block's particles among ``masses`` (Msun) at ``positions``
-    (kpc).
+    """Rotation, dispersion and drift of every block's particles.
+
+    Args:
+        rng: Random numbers.
+        blocks: Components of one kind.
+        positions: (m, 3) kpc of all particles of the galaxy.
+        masses: (m,) Msun, their masses.
 
     Returns:
         (n, 3) km/s relative to the galaxy, and (n, 3) unit vectors along the rotation.

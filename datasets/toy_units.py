@@ -157,7 +157,7 @@ def particle_arrays(
     return stored
 
 
-def subhalo_row(galaxy: ToyGalaxy, centre: Array, drift: Array, redshift: float) -> dict[str, Array]:
+def subhalo_row(galaxy: ToyGalaxy, centre: Array, drift: Array, redshift: float) -> dict[str, Any]:
     """The galaxy's entries in the catalogue of subhaloes, but for its place there. Arguments as above.
 
     Masses and half-mass radii count wind particles as gas, lengths count them as stars, as IllustrisTNG does.

@@ -68,7 +68,9 @@ def unpack_optimizer(
     for key, value in {**tensors, **facts["numbers"]}.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in facts["groups"]]
+    groups = [
+        {**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in facts["groups"]
+    ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -117,7 +117,8 @@ class TrainingConfig:
         decay: Share of the run over which the learning rate falls.
         warm_up: Steps over which it rises from zero.
         clip: Largest norm of a player's gradient; 0 leaves it.
-        precision: ``no`` (float32), ``bf16``, ``fp16``, or ``launch`` for what ``accelerate launch`` was told.
+        precision: ``no`` (float32), ``bf16``, ``fp16``, ``auto`` (bf16 where the hardware computes it, else float32),
+            or ``launch`` for what ``accelerate launch`` was told.
         average: Decay of the averaged weights a step, reached gradually; 0 keeps no average.
         log_every: Steps between lines of the log.
         sample_every: Steps between sample figures; 0 for none.
@@ -139,7 +140,7 @@ class TrainingConfig:
     decay: float = 0.5
     warm_up: int = 0
     clip: float = 0.0
-    precision: Literal["no", "bf16", "fp16", "launch"] = "launch"
+    precision: Literal["no", "bf16", "fp16", "auto", "launch"] = "auto"
     average: float = 0.999
     log_every: int = 20
     sample_every: int = 0
@@ -163,7 +164,9 @@ class TrainingConfig:
         if self.schedule == "constant" or step < start:
             return rise
         progress = (step - start) / max(1.0, self.steps - start)
-        return rise * (1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress)))
+        return rise * (
+            1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        )
 
 
 @dataclass(frozen=True)
@@ -197,9 +200,19 @@ def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tenso
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
         n = int(count)
-        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
+        else:  # counters of batch normalisation
+            torch._foreach_copy_(averaged, current)
 
     return update
+
+
+def computes_bfloat16() -> bool:
+    """Whether the GPU, or without one the CPU (AVX512-BF16 or AMX), computes in bfloat16; elsewhere it is emulated."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
@@ -208,9 +221,9 @@ def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
     Raises:
         TrainingError: The environment asks for more processes than Accelerate sees: each would train by itself.
     """
-    precision = None if training.precision == "launch" else training.precision
+    choice = {"launch": None, "auto": "bf16" if computes_bfloat16() else "no"}
     accelerator = Accelerator(
-        mixed_precision=precision,
+        mixed_precision=choice.get(training.precision, training.precision),
         gradient_accumulation_steps=training.accumulate,
         log_with="tensorboard",
         project_dir=folder,
@@ -359,7 +372,10 @@ class Trainer:
     def _micro_step(self, batch: Batch, stop: "_StopSignal") -> dict[str, Tensor]:
         """Forward and backward of every player; their optimizers move at the last micro-batch of a step."""
         accelerator, method = self.accelerator, self.method
-        batch = {k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        batch = {
+            k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v
+            for k, v in batch.items()
+        }
         logs: dict[str, Tensor] = {}
         with accelerator.accumulate(*self.networks.values()):
             with accelerator.autocast():

@@ -111,8 +111,8 @@ class UNet(nn.Module):
             (batch, out_channels, height, width), unlimited on both sides.
         """
         h, crop = pad_to_multiple(x, self.stride, self.padding, minimum=2 * self.stride)
-        # Channels last halves the time on CPUs. Only the maps are laid out so: the weights stay contiguous,
-        # which is how safetensors wants them.
+        # Channels last is up to a third faster on CPUs. Only the maps are laid out so: the weights stay
+        # contiguous, which is how safetensors wants them.
         h = h.to(memory_format=torch.channels_last)
         skips: list[Tensor] = []
         for level, block in enumerate(self.encoder):

@@ -1,0 +1,177 @@
+"""What a translation is trained and judged on: a store, its domains, its split and its scalings."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from skyshift import __version__
+from skyshift.command import parse, shipped_config
+from skyshift.datasets.build import build_store
+from skyshift.datasets.loading import MapDataset, Split, StepSampler, fit_scalings, split_views
+from skyshift.datasets.scaling import Scaling
+from skyshift.datasets.shards import BuildConfig
+from skyshift.datasets.sources import GalaxySource
+from skyshift.datasets.store import MapStore
+from skyshift.engine import Batch, LoaderPlan, TrainingConfig
+from skyshift.errors import SkyshiftError
+from skyshift.translate.translator import Channel, Translation
+
+
+@dataclass
+class DataConfig:
+    """Data of a translation.
+
+    Attributes:
+        store: Folder of the store.
+        build: Configuration from which the store is built where it is not there or not whole: a file, or the name of
+            one that ships with the package (``datasets/synthetic.yaml``); empty to build nothing.
+        source: Domains to translate from.
+        target: Domains to translate to.
+        split: Shares of the galaxies.
+        scaling: Domain to linear, asinh, log or power, where the domain's own default is not wanted.
+        paired: Whether source and target of a sample show the same view.
+        augment: Turn and flip training samples by the 8 symmetries of the square.
+    """
+
+    store: str = "data/synthetic/maps.zarr"
+    build: str = ""
+    source: list[str] = field(default_factory=lambda: ["gas"])
+    target: list[str] = field(default_factory=lambda: ["hi"])
+    split: Split = field(default_factory=Split)
+    scaling: dict[str, str] = field(default_factory=dict)
+    paired: bool = True
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.source or not self.target:
+            raise SkyshiftError("data.source and data.target name at least one domain each")
+
+    def open(self) -> MapStore:
+        """The store, built first where that was asked for; on several processes one builds and the others wait.
+
+        Raises:
+            StoreError: It is not there, not whole, or lacks a domain.
+        """
+        if self.build:
+            with PartialState().main_process_first():
+                self._build()
+        store = MapStore(self.store)
+        store.require_complete()
+        store.require_domains([*self.source, *self.target])
+        return store
+
+    def _build(self) -> None:
+        try:
+            if MapStore(self.store).complete:
+                return
+        except SkyshiftError:
+            pass
+        path = Path(self.build) if Path(self.build).is_file() else shipped_config(self.build)
+        if not path.is_file():
+            raise SkyshiftError(
+                f"data.build: there is no file {self.build}, nor a shipped configuration of that name"
+            )
+        arguments = ["--config", str(path), "--store", self.store]
+        config, _ = parse(BuildConfig, arguments, None, "data.build", (GalaxySource,))
+        build_store(config)
+
+
+def fingerprint(store: MapStore) -> str:
+    """SHA-256 over a store's plan and catalogue: the same store, or another."""
+    digest = hashlib.sha256(json.dumps(store.plan, sort_keys=True, default=str).encode())
+    for part in sorted((store.path / "catalogue").glob("part-*.parquet")):
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class TranslationData:
+    """A store opened for training and evaluation, split by galaxy, with scalings fitted on the training part."""
+
+    config: DataConfig
+    store: MapStore
+    seed: int = 0
+
+    @cached_property
+    def views(self) -> dict[str, NDArray[Any]]:
+        """``train``, ``validation`` and ``test`` to view numbers."""
+        return split_views(self.store.catalogue(), self.config.split)
+
+    @cached_property
+    def scalings(self) -> dict[str, Scaling]:
+        """Of every domain."""
+        domains = list(dict.fromkeys([*self.config.source, *self.config.target]))
+        return fit_scalings(self.store, domains, self.views["train"], self.config.scaling, self.seed)
+
+    @cached_property
+    def translation(self) -> Translation:
+        """What a checkpoint of this run says of itself."""
+        catalogue = self.store.catalogue()
+        scale = catalogue["side"] / self.store.pixels
+
+        def channels(domains: Iterable[str]) -> tuple[Channel, ...]:
+            return tuple(Channel.of(name, self.store.units[name], self.scalings[name]) for name in domains)
+
+        return Translation(
+            channels(self.config.source),
+            channels(self.config.target),
+            (float(scale.min()), float(scale.max())),
+            {
+                "skyshift": __version__,
+                "store": str(self.store.path),
+                "fingerprint": fingerprint(self.store),
+                "split": asdict(self.config.split),
+                "seed": self.seed,
+            },
+        )
+
+    def dataset(self, part: str, *, augment: bool = False) -> MapDataset:
+        """Samples of one part."""
+        return MapDataset(
+            self.store,
+            self.config.source,
+            self.config.target,
+            self.views[part],
+            self.scalings,
+            self.config.paired,
+            augment,
+        )
+
+    def loader(self, training: TrainingConfig, plan: LoaderPlan) -> Iterable[Batch]:
+        """The micro-batches of one process."""
+        sampler = StepSampler(
+            self.views["train"],
+            training.batch_size,
+            plan.last,
+            first=plan.first,
+            seed=training.seed,
+            process=plan.process,
+            processes=plan.processes,
+        )
+        return DataLoader(
+            self.dataset("train", augment=self.config.augment),
+            batch_sampler=sampler,  # type: ignore[arg-type]
+            num_workers=training.workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread if training.workers else None,
+            persistent_workers=training.workers > 0,
+        )
+
+    def identify(self, batch: Batch) -> str:
+        """The views of a batch, and their galaxies."""
+        catalogue = self.store.catalogue()
+        name = dict(zip(catalogue["view"].tolist(), catalogue["name"].tolist(), strict=True))
+        return ", ".join(f"view {view} ({name[view]})" for view in batch["view"].tolist())
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

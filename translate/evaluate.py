@@ -1,0 +1,403 @@
+"""Command: judge a checkpoint on galaxies that it has not seen, in physical units, against per-pixel relations.
+
+    python translate/evaluate.py --checkpoint runs/gas_to_hi
+
+All metrics are computed on physical maps. PSNR and SSIM are on the linear stretch; their dynamic range is the 99.9 %
+quantile of the non-zero pixels of the training maps, one for all maps. r(k) and the error of P(k) are means over
+wave numbers up to half of Nyquist in each map. Intervals are 68 % of bootstrap samples of galaxies, so that views of one galaxy
+do not count as independent. Maps without any signal have no total error and no spectrum; they are left out there.
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from skyshift.command import command, parse
+from skyshift.datasets.loading import FIT_VIEWS, Split, split_views
+from skyshift.datasets.maps import Maps
+from skyshift.datasets.store import MapStore
+from skyshift.errors import SkyshiftError
+from skyshift.files import write_json, write_text, write_whole
+from skyshift.naming import unknown
+from skyshift.translate.baselines import PixelRelation
+from skyshift.translate.figures import comparison_figure, spectra_figure
+from skyshift.translate.metrics.image import psnr, ssim
+from skyshift.translate.metrics.physics import (
+    cross_correlation,
+    power_ratio,
+    radial_profile,
+    radial_profile_error,
+    total_error,
+)
+from skyshift.translate.translator import Translator, find_checkpoint
+
+Values = NDArray[np.float64]
+
+
+@dataclass
+class EvaluateConfig:
+    """An evaluation.
+
+    Attributes:
+        checkpoint: A checkpoint, or a run (its last checkpoint is taken).
+        store: Of the true maps; by default the one that the checkpoint was trained on.
+        part: Galaxies to judge on: test, validation or train. On another store than the training's, all are taken.
+        output: Folder for the table, the figures and the values of every map; by default ``evaluation`` beside the
+            checkpoint's run.
+        batch_size: Maps translated at once.
+        precision: no (float32) or bf16.
+    """
+
+    checkpoint: str = "runs/gas_to_hi"
+    store: str = ""
+    part: str = "test"
+    output: str = ""
+    batch_size: int = 32
+    precision: str = "no"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table.
+
+    Attributes:
+        name: Column of the CSV file.
+        title: With its unit.
+        summary: From the values of all maps to one number.
+        best: Direction of better: 1 larger, -1 smaller, 0 nearer to zero.
+        digits: Behind the point.
+    """
+
+    name: str
+    title: str
+    summary: Callable[[Values], float]
+    best: int
+    digits: int
+
+
+def _mean(values: Values) -> float:
+    kept = values[np.isfinite(values)]
+    return float(kept.mean()) if kept.size else float("nan")
+
+
+def _median_size(values: Values) -> float:
+    kept = np.abs(values[np.isfinite(values)])
+    return float(np.median(kept)) if kept.size else float("nan")
+
+
+METRICS = (
+    Metric("psnr", "PSNR [dB]", _mean, 1, 2),
+    Metric("ssim", "SSIM", _mean, 1, 4),
+    Metric("total_error", "total, median absolute error [%]", lambda v: 100 * _median_size(v), -1, 2),
+    Metric("total_bias", "sum of all totals, error [%]", lambda v: 100 * _mean(v), 0, 2),
+    Metric("profile_error", "radial profile, median error [%]", lambda v: 100 * _median_size(v), -1, 2),
+    Metric("power_error", "P(k) at k < ½ Nyquist, median error [%]", lambda v: 100 * _median_size(v), -1, 2),
+    Metric("correlation", "r(k), mean at k < ½ Nyquist", _mean, 1, 4),
+)
+HEADLINE = ("psnr", "total_error", "correlation")
+
+
+def score(truth: NDArray[np.float32], estimate: NDArray[np.float32], data_range: float) -> dict[str, Values]:
+    """All metrics of every map.
+
+    Args:
+        truth: (n, height, width), physical.
+        estimate: Same shape and unit.
+        data_range: Of PSNR and SSIM, in the maps' unit.
+
+    Returns:
+        Metric to (n,) values; NaN where a map without signal has none.
+    """
+    k, ratio = power_ratio(truth, estimate)
+    _, correlation = cross_correlation(truth, estimate)
+    low = k <= 0.5
+    totals, difference = truth.sum((1, 2), dtype=np.float64), (estimate - truth).sum((1, 2), dtype=np.float64)
+    return {
+        "psnr": psnr(truth, estimate, data_range),
+        "ssim": ssim(truth, estimate, data_range),
+        "total_error": total_error(truth, estimate),
+        # Its mean over maps is the error of the sum of their totals.
+        "total_bias": difference / totals.mean() if totals.mean() else np.full(len(truth), np.nan),
+        "profile_error": radial_profile_error(truth, estimate),
+        "power_error": np.abs(ratio[:, low] - 1).mean(axis=1),
+        "correlation": correlation[:, low].mean(axis=1),
+    }
+
+
+def curves(truth: NDArray[np.float32], estimate: NDArray[np.float32]) -> dict[str, Values]:
+    """What :func:`skyshift.translate.figures.spectra_figure` draws."""
+    radius, true_profile = radial_profile(truth, 2.0)
+    _, profile = radial_profile(estimate, 2.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(true_profile > 0, profile / true_profile, np.nan)
+    k, power = power_ratio(truth, estimate)
+    return {
+        "k": k,
+        "power_ratio": power,
+        "correlation": cross_correlation(truth, estimate)[1],
+        "radius": radius,
+        "profile_ratio": ratio,
+    }
+
+
+def interval(
+    values: Values, groups: NDArray[np.int64], summary: Callable[[Values], float]
+) -> tuple[float, float]:
+    """68 % interval of ``summary`` over 400 bootstrap samples of groups."""
+    generator = np.random.default_rng(0)
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    drawn = [
+        summary(
+            values[np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])]
+        )
+        for _ in range(400)
+    ]
+    low, high = np.nanquantile(drawn, [0.16, 0.84]) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result.
+
+    Attributes:
+        title: What was judged, in a line.
+        notes: What the numbers mean.
+        scores: Target domain to translator to metric to (n,) values.
+        groups: (n,) galaxy of each map.
+    """
+
+    title: str
+    notes: str
+    scores: Mapping[str, Mapping[str, Mapping[str, Values]]]
+    groups: NDArray[np.int64]
+
+    def summary(self) -> dict[str, Any]:
+        """Target domain to translator to metric to value and interval."""
+        return {
+            domain: {
+                translator: {
+                    metric.name: {
+                        "value": metric.summary(values[metric.name]),
+                        "interval": interval(values[metric.name], self.groups, metric.summary),
+                    }
+                    for metric in METRICS
+                }
+                for translator, values in translators.items()
+            }
+            for domain, translators in self.scores.items()
+        }
+
+    def beats_baselines(self, domain: str) -> dict[str, bool]:
+        """Headline metric to whether the checkpoint (the first translator) is better than every other."""
+        rows = list(self.summary()[domain].values())
+        result = {}
+        for metric in METRICS:
+            if metric.name in HEADLINE:
+                mine, others = rows[0][metric.name]["value"], [row[metric.name]["value"] for row in rows[1:]]
+                result[metric.name] = all(metric.best * (mine - other) > 0 for other in others)
+        return result
+
+    def table(self) -> str:
+        """As Markdown."""
+        lines = [f"**{self.title}**", "", self.notes]
+        for domain, translators in self.summary().items():
+            lines += [
+                "",
+                f"| {domain} | " + " | ".join(translators) + " |",
+                "|---" * (len(translators) + 1) + "|",
+            ]
+            for metric in METRICS:
+                cells = []
+                for row in translators.values():
+                    low, high = row[metric.name]["interval"]
+                    half = (high - low) / 2
+                    cells.append(f"{row[metric.name]['value']:.{metric.digits}f} ± {half:.{metric.digits}f}")
+                lines.append(f"| {metric.title} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def rows(self) -> str:
+        """The values of every map as CSV."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        names = [metric.name for metric in METRICS]
+        writer.writerow(["map", "galaxy", "domain", "translator", *names])
+        for domain, translators in self.scores.items():
+            for translator, values in translators.items():
+                for i, group in enumerate(self.groups):
+                    writer.writerow(
+                        [i, group, domain, translator, *(f"{values[name][i]:.6g}" for name in names)]
+                    )
+        return text.getvalue()
+
+
+def _views(
+    store: MapStore, translator: Translator, part: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Training views, views to judge on, and whether the store is the one of the training."""
+    from skyshift.translate.data import fingerprint
+
+    provenance = translator.translation.provenance
+    known = provenance["fingerprint"] == fingerprint(store)
+    views = split_views(store.catalogue(), Split(**provenance["split"]))
+    if part not in views:
+        raise SkyshiftError(unknown("part", part, views))
+    return views["train"], views[part], known
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    store: MapStore | None = None,
+    part: str = "test",
+    output: str | Path | None = None,
+    batch_size: int = 32,
+    precision: str = "no",
+) -> Evaluation:
+    """Judge a checkpoint and write table, values and figures.
+
+    Args:
+        checkpoint: A checkpoint or a run.
+        store: Of the true maps; by default the one of the training. Another store is split by the same rule, and its
+            baselines are fitted on its own training part.
+        part: test, validation or train.
+        output: Folder for ``table.md``, ``summary.json``, ``maps.csv``, ``maps.png``, ``spectra.png``.
+        batch_size: Maps translated at once.
+        precision: no or bf16.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+        StoreError: The store is absent or lacks a domain.
+        SkyshiftError: There are no maps in that part.
+    """
+    folder = find_checkpoint(checkpoint)
+    translator = Translator.from_pretrained(folder, batch_size=batch_size, precision=precision)
+    store = store or MapStore(translator.translation.provenance["store"])
+    store.require_domains([*translator.source, *translator.target])
+    train, views, known = _views(store, translator, part)
+    if not len(views):
+        raise SkyshiftError(f"{store.path} has no views in its {part} part")
+    estimates = translator(store, views)
+    catalogue = store.catalogue()
+    groups = np.asarray(catalogue["split_group"][np.searchsorted(catalogue["view"], views)], np.int64)
+    method = _method_name(folder)
+    train = np.sort(np.random.default_rng(0).permutation(train)[:FIT_VIEWS])
+    scores: dict[str, dict[str, dict[str, Values]]] = {}
+    drawn: dict[str, dict[str, dict[str, Values]]] = {}
+    ranges = []
+    for channel in translator.translation.target:
+        domain = channel.domain
+        truth, fitted = store.maps(domain, views), store.maps(domain, train)
+        lit = fitted[fitted > 0]
+        data_range = float(np.quantile(lit, 0.999)) if lit.size else 1.0
+        ranges.append(f"{domain} {data_range:.4g} {channel.unit}")
+        candidates = {
+            method: estimates[domain].values,
+            **_baselines(store, translator.source, train, views, fitted),
+        }
+        scores[domain] = {name: score(truth, values, data_range) for name, values in candidates.items()}
+        drawn[domain] = {name: curves(truth, values) for name, values in candidates.items()}
+    where = part if known else f"{part} part of another store"
+    result = Evaluation(
+        f"{', '.join(translator.source)} → {', '.join(translator.target)}, {folder.name} of {method}: {len(views)} maps "
+        f"of {len(np.unique(groups))} {where} galaxies",
+        f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the lit "
+        "training pixels). ± is half of the 68 % bootstrap interval over galaxies. "
+        "The per-pixel relations are fitted on the training maps.",
+        scores,
+        groups,
+    )
+    if output is not None:
+        _write(Path(output), result, store, views, translator, estimates, drawn)
+    return result
+
+
+def _method_name(folder: Path) -> str:
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return str(config["method"]["class_path"]).rpartition(".")[2].lower()
+
+
+def _baselines(
+    store: MapStore,
+    source: Sequence[str],
+    train: NDArray[np.int64],
+    views: NDArray[np.int64],
+    fitted: NDArray[np.float32],
+) -> dict[str, NDArray[np.float32]]:
+    """Per-pixel relations from each source domain."""
+    found = {}
+    for domain in source:
+        known, seen = store.maps(domain, train), store.maps(domain, views)
+        of = f" of {domain}" if len(source) > 1 else ""
+        found[f"per-pixel mean{of}"] = PixelRelation.fit(known, fitted, "mean")(seen)
+        found[f"per-pixel median{of}"] = PixelRelation.fit(known, fitted, "median")(seen)
+    return found
+
+
+def _write(
+    output: Path,
+    result: Evaluation,
+    store: MapStore,
+    views: NDArray[np.int64],
+    translator: Translator,
+    estimates: Mapping[str, Maps],
+    drawn: Mapping[str, Mapping[str, Mapping[str, Values]]],
+) -> None:
+    write_text(output / "table.md", result.table() + "\n")
+    summary = {"title": result.title, "notes": result.notes, "scores": result.summary()}
+    write_json(output / "summary.json", _no_nan(summary))
+    write_text(output / "maps.csv", result.rows())
+    chosen = _spread(next(iter(result.scores.values())), views)
+    some = {d: translator(store, views[chosen])[d] for d in estimates}
+    with write_whole(output / "maps.png") as side:
+        comparison_figure(store, views[chosen], translator.source, some).savefig(side, dpi=130)
+    for domain, lines in drawn.items():
+        name = "spectra.png" if len(drawn) == 1 else f"spectra_{domain}.png"
+        with write_whole(output / name) as side:
+            spectra_figure(next(iter(lines.values()))["k"], lines, store.units[domain]).savefig(side, dpi=130)
+
+
+def _spread(scores: Mapping[str, Mapping[str, Values]], views: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Five maps from the worst to the best r(k), so that a figure shows no choice of ours."""
+    values = next(iter(scores.values()))["correlation"]
+    order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
+    order = order[: max(1, int(np.isfinite(values).sum()))]
+    return order[np.unique(np.linspace(0, len(order) - 1, 5).astype(int))]
+
+
+def _no_nan(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, Mapping):
+        return {k: _no_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_no_nan(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    config, _ = parse(EvaluateConfig, arguments, None, "Judge a checkpoint on held-out galaxies.")
+    folder = find_checkpoint(config.checkpoint)
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    result = evaluate(
+        folder,
+        store=MapStore(config.store) if config.store else None,
+        part=config.part,
+        output=config.output or run / "evaluation",
+        batch_size=config.batch_size,
+        precision=config.precision,
+    )
+    print(result.table())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Command: translate the maps of a store or a file.
+
+    python translate/generate.py --checkpoint runs/gas_to_hi --input data/synthetic/maps.zarr --output hi.zarr
+    python translate/generate.py --checkpoint runs/gas_to_hi --input galaxy.fits --output galaxy_hi.fits
+
+A store becomes a store with the same catalogue (labels, rotations, sides), built shard by shard: an interrupted run goes
+on where it stopped. FITS, HDF5 and NPY files become any of these; FITS keeps the cards of the source, its WCS among
+them. The output is float32 with units, written whole or not at all.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from skyshift.command import command, parse
+from skyshift.datasets.formats import file_format, read_maps, write_maps
+from skyshift.datasets.store import MapStore, StoreError, ViewRecord
+from skyshift.errors import SkyshiftError
+from skyshift.translate.data import fingerprint
+from skyshift.translate.translator import Translator, find_checkpoint, store_maps
+
+
+@dataclass
+class GenerateConfig:
+    """A translation of many maps.
+
+    Attributes:
+        checkpoint: A checkpoint, or a run (its last checkpoint is taken).
+        input: A store, or a FITS, HDF5 or NPY file.
+        output: A store (``.zarr``) or a file, by its suffix.
+        domain: Domain of the maps of a file that does not say.
+        unit: Unit of the maps of a file that does not say.
+        batch_size: Maps translated at once.
+        precision: no (float32) or bf16.
+        trust_remote_code: Allow the checkpoint to name classes from outside this package.
+    """
+
+    checkpoint: str = "runs/gas_to_hi"
+    input: str = ""
+    output: str = ""
+    domain: str = ""
+    unit: str = ""
+    batch_size: int = 32
+    precision: str = "no"
+    trust_remote_code: bool = False
+
+
+def _plan(translator: Translator, store: MapStore, checkpoint: Path) -> dict[str, Any]:
+    return {
+        "translated_from": str(store.path),
+        "fingerprint": fingerprint(store),
+        "checkpoint": str(checkpoint),
+        "training": translator.translation.provenance,
+        "plan": store.plan,
+    }
+
+
+def translate_store(translator: Translator, store: MapStore, output: Path, checkpoint: Path) -> MapStore:
+    """Translate a store into a store, going on where an earlier run stopped.
+
+    Args:
+        translator: Of the checkpoint.
+        store: Whole, with the source domains.
+        output: Folder of the new store.
+        checkpoint: Recorded in the new store.
+
+    Raises:
+        StoreError: The input is not whole, or ``output`` holds something else.
+    """
+    store.require_complete()
+    store.require_domains(translator.source)
+    plan = _plan(translator, store, checkpoint)
+    if output.exists():
+        made = MapStore(output)
+        if made.plan != plan:
+            raise StoreError(
+                f"{output} was made from another store or checkpoint; choose another output or delete this one"
+            )
+    else:
+        made = MapStore.create(
+            output,
+            units={channel.domain: channel.unit for channel in translator.translation.target},
+            views=store.views,
+            pixels=store.pixels,
+            shard_views=store.shard_views,
+            labels=store.labels,
+            plan=plan,
+        )
+    records = store.records()
+    todo = [shard for shard in range(made.shards) if not made.is_done(shard)]
+    for shard in tqdm(todo, unit="shard", desc=str(output)):
+        rows = made.shard_rows(shard)
+        maps = {domain: stack.values for domain, stack in translator(store, list(rows)).items()}
+        made.write_shard(shard, maps, [_flagged(records[view], maps, view - rows.start) for view in rows])
+    return made
+
+
+def _flagged(record: ViewRecord, maps: dict[str, Any], row: int) -> ViewRecord:
+    """The catalogue row with the empty-map flags of the translated domains."""
+    return replace(
+        record, flags=sum(1 << i for i, values in enumerate(maps.values()) if not values[row].any())
+    )
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    config, _ = parse(GenerateConfig, arguments, None, "Translate the maps of a store or a file.")
+    if not config.input or not config.output:
+        raise SkyshiftError("name what to translate (--input) and where to write it (--output)")
+    source, output = Path(config.input), Path(config.output)
+    to_store = output.suffix == ".zarr"
+    if not to_store:
+        file_format(output)
+        if output.exists():
+            raise SkyshiftError(f"{output} exists already; choose another output or delete it")
+    checkpoint = find_checkpoint(config.checkpoint)
+    translator = Translator.from_pretrained(
+        checkpoint,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if source.is_dir():
+        store = MapStore(source)
+        if to_store:
+            translate_store(translator, store, output, checkpoint)
+            count = store.views
+        else:
+            store.require_complete()
+            maps = translator(store_maps(store, translator.source))
+            write_maps(output, maps)
+            count = store.views
+    else:
+        if to_store:
+            raise SkyshiftError(
+                f"{source} is a file: it has no catalogue for a store; write FITS, HDF5 or NPY"
+            )
+        maps = translator(read_maps(source, domain=config.domain or None, unit=config.unit or None))
+        write_maps(output, maps)
+        count = len(next(iter(maps.values())))
+    units = ", ".join(f"{channel.domain} [{channel.unit}]" for channel in translator.translation.target)
+    print(f"{output}: {count} maps of {units}, {np.dtype(np.float32).name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

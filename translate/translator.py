@@ -1,0 +1,346 @@
+"""Inference: a checkpoint, physical maps in, physical maps out, with nothing else to know.
+
+    translator = Translator.from_pretrained("runs/gas_to_hi")
+    hi = translator(MapStore("data/synthetic/maps.zarr"))["hi"]      # Maps in Msun/kpc², float32
+
+A checkpoint folder holds ``translation.json`` (domains, units, scalings, pixel scales, provenance), ``config.yaml`` (the
+whole configuration of the run), ``model.safetensors`` and ``average.safetensors``. No pickle is read, and only classes
+of this package are made unless the caller trusts others.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from skyshift.checkpoint import CheckpointError, latest, load_tensors, make
+from skyshift.datasets.domains import DOMAINS
+from skyshift.datasets.maps import MapError, Maps
+from skyshift.datasets.scaling import Scaling, scaling_from_dict
+from skyshift.datasets.store import MapStore
+from skyshift.naming import unknown
+from skyshift.translate.methods.base import TranslationMethod
+
+FORMAT = 1
+"""Version of ``translation.json``; a later one is refused."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One domain as a checkpoint knows it.
+
+    Attributes:
+        domain: Its name.
+        unit: Unit of the physical maps.
+        scaling: Between these and the network.
+        minimum: Lowest physical value; translated maps are clipped there.
+    """
+
+    domain: str
+    unit: str
+    scaling: Scaling
+    minimum: float = 0.0
+
+    @classmethod
+    def of(cls, domain: str, unit: str, scaling: Scaling) -> "Channel":
+        """With the minimum of the domain, where it is a known one."""
+        return cls(domain, unit, scaling, DOMAINS[domain].minimum if domain in DOMAINS else -np.inf)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``translation.json``."""
+        minimum = self.minimum if np.isfinite(self.minimum) else None
+        return {**asdict(self), "scaling": self.scaling.to_dict(), "minimum": minimum}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "Channel":
+        """Undo :meth:`to_dict`."""
+        minimum = -np.inf if saved["minimum"] is None else float(saved["minimum"])
+        return cls(saved["domain"], saved["unit"], scaling_from_dict(saved["scaling"]), minimum)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What a checkpoint translates, and what it was trained on.
+
+    Attributes:
+        source: Channels in.
+        target: Channels out.
+        pixel_scale: Smallest and largest kpc per pixel of the training maps.
+        provenance: Package version, store, fingerprint of the data, split, seed.
+    """
+
+    source: tuple[Channel, ...]
+    target: tuple[Channel, ...]
+    pixel_scale: tuple[float, float]
+    provenance: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write ``translation.json``."""
+        facts = {
+            "format": FORMAT,
+            "source": [channel.to_dict() for channel in self.source],
+            "target": [channel.to_dict() for channel in self.target],
+            "pixel_scale_kpc": list(self.pixel_scale),
+            "provenance": self.provenance,
+        }
+        (folder / "translation.json").write_text(
+            json.dumps(facts, indent=2, allow_nan=False), encoding="utf-8"
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Translation":
+        """Read ``translation.json``.
+
+        Raises:
+            CheckpointError: It is absent, damaged or of a later version.
+        """
+        try:
+            facts = json.loads((folder / "translation.json").read_text(encoding="utf-8"))
+            if facts["format"] > FORMAT:
+                raise CheckpointError(
+                    f"{folder} has checkpoint format {facts['format']}, this skyshift reads up to {FORMAT}; update it"
+                )
+            low, high = facts["pixel_scale_kpc"]
+            return cls(
+                tuple(Channel.from_dict(entry) for entry in facts["source"]),
+                tuple(Channel.from_dict(entry) for entry in facts["target"]),
+                (float(low), float(high)),
+                facts["provenance"],
+            )
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{folder} is no translation checkpoint: it has no translation.json"
+            ) from None
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{folder / 'translation.json'} is damaged ({error!r})") from None
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """A checkpoint folder, or the last checkpoint of a run's folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    folder = Path(folder)
+    if (folder / "translation.json").is_file():
+        return folder
+    found = latest(folder)
+    if found is None:
+        raise CheckpointError(f"{folder} holds no checkpoint; train one with translate/train.py")
+    return found
+
+
+def make_method(
+    config: Mapping[str, Any], sources: int, targets: int, trust_remote_code: bool
+) -> TranslationMethod:
+    """The method that a configuration names, with fresh weights.
+
+    Raises:
+        CheckpointError: It is not of this package and not trusted, or is no translation method.
+    """
+    method = make(config, trust_remote_code=trust_remote_code)(sources, targets)
+    if not isinstance(method, TranslationMethod):
+        raise CheckpointError(f"{config.get('class_path')} is no translation method")
+    return method
+
+
+class Translator:
+    """Translates physical maps.
+
+    Args:
+        method: With its weights.
+        translation: Domains, units and scalings.
+        batch_size: Maps translated at once.
+        precision: ``no`` (float32) or ``bf16``.
+    """
+
+    def __init__(
+        self,
+        method: TranslationMethod,
+        translation: Translation,
+        *,
+        batch_size: int = 32,
+        precision: str = "no",
+    ) -> None:
+        self.method, self.translation = method.eval(), translation
+        self.batch_size, self.precision = batch_size, precision
+        self.device = next(method.parameters()).device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        batch_size: int = 32,
+        precision: str = "no",
+        averaged: bool = True,
+        trust_remote_code: bool = False,
+    ) -> "Translator":
+        """Load a checkpoint.
+
+        Args:
+            folder: A checkpoint, or a run (its last checkpoint is taken).
+            device: Where to run; by default the GPU where there is one.
+            batch_size: Maps translated at once.
+            precision: ``no`` (float32) or ``bf16``.
+            averaged: Take the averaged weights, where there are some.
+            trust_remote_code: Allow the checkpoint to name classes from outside this package.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged, of a later version, or names foreign classes.
+        """
+        folder = find_checkpoint(folder)
+        translation = Translation.read(folder)
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["method"]
+        except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise CheckpointError(f"{folder / 'config.yaml'} names no method ({error!r})") from None
+        method = make_method(config, len(translation.source), len(translation.target), trust_remote_code)
+        try:
+            method.load_state_dict(load_tensors(folder / "model.safetensors")[0])
+            if averaged and (folder / "average.safetensors").is_file():
+                weights = load_tensors(folder / "average.safetensors")[0]
+                average = {
+                    k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")
+                }
+                method.load_state_dict(average, strict=False)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{folder}: the weights do not fit the networks of config.yaml: {error}"
+            ) from None
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(method.to(device), translation, batch_size=batch_size, precision=precision)
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        """Domains in."""
+        return tuple(channel.domain for channel in self.translation.source)
+
+    @property
+    def target(self) -> tuple[str, ...]:
+        """Domains out."""
+        return tuple(channel.domain for channel in self.translation.target)
+
+    def __call__(
+        self,
+        maps: Maps | Mapping[str, Maps] | MapStore | NDArray[np.floating],
+        views: Sequence[int] | NDArray[np.integer] | None = None,
+    ) -> dict[str, Maps]:
+        """Translate.
+
+        Args:
+            maps: Maps of the one source domain, domain to maps, a store, or a bare array (n, height, width) or
+                (height, width) of the one source domain in the checkpoint's unit.
+            views: Of a store, which; by default all.
+
+        Returns:
+            Target domain to its maps, float32, in the checkpoint's units, with extents, names and FITS cards of the
+            source carried over.
+
+        Raises:
+            MapError: Other domains than the checkpoint's, units that cannot be converted, sizes that differ, or values
+                that are not finite.
+        """
+        source = self._collect(maps, views)
+        first = source[0]
+        estimates = self._translate(np.stack([stack.values for stack in source], axis=1))
+        return {
+            channel.domain: replace(
+                first,
+                values=np.maximum(channel.scaling.inverse(estimates[:, i]), channel.minimum).astype(
+                    np.float32
+                ),
+                domain=channel.domain,
+                unit=channel.unit,
+                provenance=f"translated from {', '.join(self.source)} ({first.provenance})",
+            )
+            for i, channel in enumerate(self.translation.target)
+        }
+
+    def _collect(self, maps: Any, views: Any) -> list[Maps]:
+        """The source maps in the checkpoint's order and units, checked."""
+        if isinstance(maps, MapStore):
+            maps = store_maps(maps, self.source, views)
+        elif isinstance(maps, Maps):
+            maps = {maps.domain: maps}
+        elif isinstance(maps, np.ndarray):
+            values = np.asarray(maps, np.float32).reshape(-1, *maps.shape[-2:])
+            if len(self.source) != 1:
+                raise MapError(f"this checkpoint takes {len(self.source)} domains; give them by name")
+            maps = {self.source[0]: Maps(values, self.source[0], self.translation.source[0].unit)}
+        stacks = []
+        for channel in self.translation.source:
+            if channel.domain not in maps:
+                raise MapError(
+                    f"the checkpoint translates {', '.join(self.source)} to {', '.join(self.target)}, the maps given "
+                    f"are of {', '.join(maps)}: {unknown('domain', channel.domain, maps)}"
+                )
+            stack = maps[channel.domain].to(channel.unit)
+            stack.require_finite()
+            if stacks and stack.values.shape != stacks[0].values.shape:
+                raise MapError(
+                    f"maps of {channel.domain} have shape {stack.values.shape}, of {stacks[0].domain} "
+                    f"{stacks[0].values.shape}"
+                )
+            stacks.append(stack)
+        self._compare_scale(stacks[0])
+        return stacks
+
+    def _compare_scale(self, maps: Maps) -> None:
+        """Warn of pixels far larger or smaller than those the network has seen."""
+        if maps.side is None or not len(maps):
+            return
+        scale = maps.side / maps.values.shape[-1]
+        low, high = self.translation.pixel_scale
+        outside = (scale < low / 2) | (scale > high * 2)
+        if outside.any():
+            warnings.warn(
+                f"{outside.sum()} of {len(maps)} maps have pixels of {scale.min():.3g} to {scale.max():.3g} kpc; the "
+                f"checkpoint was trained on {low:.3g} to {high:.3g} kpc per pixel",
+                stacklevel=4,
+            )
+
+    @torch.no_grad()
+    def _translate(self, source: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Physical (n, channels, h, w) to scaled targets."""
+        scaled = [c.scaling.forward(source[:, i]) for i, c in enumerate(self.translation.source)]
+        tensor = torch.from_numpy(np.stack(scaled, axis=1).astype(np.float32))
+        parts = []
+        for batch in tensor.split(self.batch_size):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                parts.append(self.method.translate(batch.to(self.device)).float().cpu())
+        shape = (0, len(self.translation.target), *source.shape[-2:])
+        return (torch.cat(parts) if parts else torch.zeros(shape)).numpy().astype(np.float64)
+
+
+def store_maps(
+    store: MapStore, domains: Sequence[str], views: Sequence[int] | NDArray[np.integer] | None = None
+) -> dict[str, Maps]:
+    """Maps of a store with their units, sides and names.
+
+    Raises:
+        StoreError: A domain is missing.
+        MapError: A view is not in the catalogue yet.
+    """
+    store.require_domains(domains)
+    catalogue = store.catalogue()
+    wanted = np.asarray(catalogue["view"] if views is None else views, np.int64)
+    rows = np.searchsorted(np.asarray(catalogue["view"]), wanted)
+    if len(wanted) and (rows.max(initial=0) >= len(catalogue) or (catalogue["view"][rows] != wanted).any()):
+        raise MapError(f"{store.path}: some of the views asked for are not built yet")
+    side = np.asarray(catalogue["side"][rows], np.float64)
+    names = tuple(f"{name} view {view}" for name, view in zip(catalogue["name"][rows], wanted, strict=True))
+    return {
+        domain: Maps(
+            store.maps(domain, wanted), domain, store.units[domain], side, names, provenance=str(store.path)
+        )
+        for domain in domains
+    }
