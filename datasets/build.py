@@ -96,9 +96,7 @@ def _build_in_parallel(config: BuildConfig, items: Sequence[Item], todo: Sequenc
     with ProcessPoolExecutor(min(config.workers, len(todo)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(build_shard, config, items, shard) for shard in todo]
         for future in futures:
-            future.add_done_callback(
-                lambda f: None if f.cancelled() or f.exception() else bar.update(f.result())
-            )
+            future.add_done_callback(lambda f: None if f.cancelled() or f.exception() else bar.update(f.result()))
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:

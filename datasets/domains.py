@@ -80,12 +80,8 @@ _HYDROGEN_FIELDS = ("density", "sfr", "neutral_fraction", "temperature", "electr
 DOMAINS: dict[str, Domain] = {
     domain.name: domain
     for domain in (
-        Domain(
-            "dm", "Dark matter", "Msun / kpc2", "dm", lambda g, r: g.particles["dm"].mass, colour_map="magma"
-        ),
-        Domain(
-            "gas", "Gas", "Msun / kpc2", "gas", lambda g, r: g.particles["gas"].mass, colour_map="viridis"
-        ),
+        Domain("dm", "Dark matter", "Msun / kpc2", "dm", lambda g, r: g.particles["dm"].mass, colour_map="magma"),
+        Domain("gas", "Gas", "Msun / kpc2", "gas", lambda g, r: g.particles["gas"].mass, colour_map="viridis"),
         Domain("stars", "Stars", "Msun / kpc2", "stars", lambda g, r: g.particles["stars"].mass),
         Domain(
             "hi",

@@ -163,9 +163,7 @@ def _write_fits(path: Path, maps: list[Maps]) -> None:
         hdus.append(kind(data, _cards(stack)))
     first = maps[0]
     if len(first) > 1:
-        columns = [
-            fits.Column("name", "A80", array=np.array(first.names or [str(i) for i in range(len(first))]))
-        ]
+        columns = [fits.Column("name", "A80", array=np.array(first.names or [str(i) for i in range(len(first))]))]
         if first.side is not None:
             columns.append(fits.Column("side", "D", unit="kpc", array=first.side))
         hdus.append(fits.BinTableHDU.from_columns(columns, name="VIEWS"))

@@ -122,9 +122,7 @@ class Galaxy:
     def _check(self, kind: str, particles: Particles) -> None:
         n = len(particles)
         if particles.position.shape != (n, 3):
-            raise GalaxyError(
-                f"{self.name}: {kind} has {n} masses but positions of shape {particles.position.shape}"
-            )
+            raise GalaxyError(f"{self.name}: {kind} has {n} masses but positions of shape {particles.position.shape}")
         named = {"position": particles.position, "mass": particles.mass, **particles.fields}
         if particles.support is not None:
             named["support"] = particles.support

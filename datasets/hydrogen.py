@@ -178,9 +178,7 @@ def neutral_hydrogen_mass(galaxy: Galaxy) -> Array:
     fraction = np.array(gas["neutral_fraction"], np.float64)
     forming = gas["sfr"] > 0
     n_H = hydrogen_density(gas["density"][forming])
-    fraction[forming] = rahmati_neutral_fraction(
-        n_H, np.full_like(n_H, STAR_FORMING_TEMPERATURE), galaxy.redshift
-    )
+    fraction[forming] = rahmati_neutral_fraction(n_H, np.full_like(n_H, STAR_FORMING_TEMPERATURE), galaxy.redshift)
     return HYDROGEN_FRACTION * fraction * np.asarray(gas.mass, np.float64)
 
 
@@ -204,9 +202,7 @@ def molecular_fraction(galaxy: Galaxy, recipe: MolecularRecipe = "br06") -> Arra
     if recipe not in _PRESSURE_LAW:
         raise GalaxyError(f"no recipe '{recipe}' for molecular hydrogen; there are none, br06 and leroy08")
     scale, exponent = _PRESSURE_LAW[recipe]
-    ratio = (
-        pressure_over_k(gas["density"], gas["temperature"], gas["electron_abundance"]) / scale
-    ) ** exponent
+    ratio = (pressure_over_k(gas["density"], gas["temperature"], gas["electron_abundance"]) / scale) ** exponent
     return ratio / (1.0 + ratio)
 
 

@@ -179,9 +179,7 @@ class MapDataset(Dataset[dict[str, Any]]):
         self._target = _Reader(self.store, self.target, self.views, self.scalings)
         if not self.paired:
             catalogue = self.store.catalogue()
-            self._groups = dict(
-                zip(catalogue["view"].tolist(), catalogue["split_group"].tolist(), strict=True)
-            )
+            self._groups = dict(zip(catalogue["view"].tolist(), catalogue["split_group"].tolist(), strict=True))
             if len({self._groups[int(view)] for view in self.views}) < 2:
                 raise SkyshiftError("unpaired samples need at least two galaxies")
 

@@ -63,9 +63,7 @@ class Maps:
         try:
             factor = units.Unit(self.unit).to(units.Unit(unit))
         except units.UnitConversionError:
-            raise MapError(
-                f"maps of '{self.domain}' are in {self.unit}, which is not convertible to {unit}"
-            ) from None
+            raise MapError(f"maps of '{self.domain}' are in {self.unit}, which is not convertible to {unit}") from None
         return replace(self, values=(self.values * np.float64(factor)).astype(np.float32), unit=unit)
 
     def require_finite(self) -> None:

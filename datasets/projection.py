@@ -136,9 +136,7 @@ def project(
     return image.reshape(*weights.shape[:-1], pixels, pixels)
 
 
-def weighted_mean(
-    numerator_map: NDArray[np.floating], denominator_map: NDArray[np.floating]
-) -> NDArray[np.float64]:
+def weighted_mean(numerator_map: NDArray[np.floating], denominator_map: NDArray[np.floating]) -> NDArray[np.float64]:
     """Mean of a quantity over each pixel's weight, from two maps of one :func:`project` call.
 
     Args:

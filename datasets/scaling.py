@@ -32,7 +32,7 @@ FIT_QUANTILE = 0.999
 """Quantile of the fitted values that is mapped to one."""
 
 SOFTENING_SHARE = 0.02
-"""asinh turns linear at the value below which this share of the sum over all pixels lies (of the mass, for a column)."""
+"""asinh turns linear at the value below which this share of the sum over all pixels (of the mass, say) lies."""
 
 FLOOR_QUANTILE = 0.01
 """log turns linear at this quantile of the positive values."""
@@ -175,9 +175,7 @@ class Log(Scaling):
         """
         ratio = _wide(x) / self.softening
         if ratio.shape and math.prod(ratio.shape) and float(ratio.min()) <= -1:
-            raise ScalingError(
-                f"log scaling cannot take {float(ratio.min()) * self.softening:.4g}; use asinh"
-            )
+            raise ScalingError(f"log scaling cannot take {float(ratio.min()) * self.softening:.4g}; use asinh")
         return _module(x).log1p(ratio) / self._top
 
     def inverse(self, y: Values) -> Values:

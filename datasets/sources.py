@@ -280,17 +280,14 @@ class RegionSource(GalaxySource):
         for index in order:
             if self.limit and len(chosen) == self.limit:
                 break
-            if (
-                not chosen
-                or np.linalg.norm(position[chosen] - position[index], axis=1).min() >= self.separation
-            ):
+            if not chosen or np.linalg.norm(position[chosen] - position[index], axis=1).min() >= self.separation:
                 chosen.append(int(index))
         if not chosen:
             raise SnapshotError(
                 f"{self.folder} has no density peak above {self.minimum_density:g} Msun/kpc3 whose region of "
                 f"{self.side:g} kpc lies within the box and away from missing cells"
             )
-        return position[chosen]
+        return np.asarray(position[chosen], np.float64)
 
     def items(self) -> list[Item]:
         """The regions; those that share space share a split group."""
@@ -311,10 +308,10 @@ found in a box with a known chunk missing equals, to 2 %, the box less the volum
 
 
 def _hole(
-    position: NDArray[np.float64],
-    radius: NDArray[np.float64],
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
+    position: NDArray[np.floating],
+    radius: NDArray[np.floating],
+    low: NDArray[np.floating],
+    high: NDArray[np.floating],
     points: int = 96,
 ) -> NDArray[np.float64]:
     """Points of a regular grid in space that no Voronoi cell covers, specks of stretched cells left out.
@@ -338,4 +335,4 @@ def _hole(
     size = np.bincount(parts)
     large = size > 1e-3 * points**3
     large[0] = False
-    return grid[large[parts]]
+    return np.asarray(grid[large[parts]], np.float64)

@@ -112,16 +112,16 @@ class MapStore:
         if not (self.path / "zarr.json").is_file():
             raise StoreError(f"{self.path} is no map store; build one with datasets/build.py")
         self._group = zarr.open_group(self.path, mode="r+")
-        attributes = dict(self._group.attrs)
+        attributes: dict[str, Any] = dict(self._group.attrs)
         if "skyshift_format" not in attributes:
             raise StoreError(f"{self.path} is a Zarr group, but not one that skyshift wrote")
-        version = int(attributes["skyshift_format"])  # type: ignore[call-overload]
+        version = int(attributes["skyshift_format"])
         if version > FORMAT:
             raise StoreError(
                 f"{self.path} has store format {version}, this skyshift reads up to {FORMAT}; "
                 "update skyshift (pip install --upgrade skyshift)"
             )
-        meta: dict[str, Any] = attributes["skyshift"]  # type: ignore[assignment]
+        meta: dict[str, Any] = attributes["skyshift"]
         self.units: dict[str, str] = dict(meta["units"])
         self.views: int = meta["views"]
         self.pixels: int = meta["pixels"]
@@ -231,9 +231,7 @@ class MapStore:
                 f"{missing[0]}; run the build again, it goes on where it stopped"
             )
 
-    def write_shard(
-        self, shard: int, maps: Mapping[str, NDArray[np.floating]], records: Sequence[ViewRecord]
-    ) -> None:
+    def write_shard(self, shard: int, maps: Mapping[str, NDArray[np.floating]], records: Sequence[ViewRecord]) -> None:
         """Write the maps of one shard, then its catalogue part.
 
         Args:
@@ -267,9 +265,7 @@ class MapStore:
             raise StoreError(f"{self.path}: maps/{domain} is no array")
         return array
 
-    def maps(
-        self, domain: str, views: Sequence[int] | NDArray[np.integer] | None = None
-    ) -> NDArray[np.float32]:
+    def maps(self, domain: str, views: Sequence[int] | NDArray[np.integer] | None = None) -> NDArray[np.float32]:
         """Maps of one domain.
 
         Args:
@@ -298,9 +294,7 @@ class MapStore:
     def records(self) -> list[ViewRecord]:
         """The rows of all finished shards, as they were written."""
         parts = [pq.read_table(self._part(shard)) for shard in range(self.shards) if self.is_done(shard)]
-        return [
-            ViewRecord(**{**row, "rotation": tuple(row["rotation"])}) for p in parts for row in p.to_pylist()
-        ]
+        return [ViewRecord(**{**row, "rotation": tuple(row["rotation"])}) for p in parts for row in p.to_pylist()]
 
     def catalogue(self) -> Table:
         """The rows of all finished shards, in the order of the views (columns: :class:`ViewRecord`)."""

@@ -93,20 +93,14 @@ class SyntheticSimulation:
 
     def __post_init__(self) -> None:
         if not 1 <= self.galaxies <= MOST_GALAXIES:
-            raise ValueError(
-                f"galaxies = {self.galaxies}: the box holds 1 to {MOST_GALAXIES} without overlap"
-            )
+            raise ValueError(f"galaxies = {self.galaxies}: the box holds 1 to {MOST_GALAXIES} without overlap")
         for name in ("gas_cells", "dm_particles", "star_particles"):
             if getattr(self, name) < FEWEST_PARTICLES:
                 raise ValueError(
                     f"{name} = {getattr(self, name)}: a galaxy needs at least {FEWEST_PARTICLES} of each "
                     "kind for its densities and kernels; raise it"
                 )
-        if (
-            len(self.fractions) != len(LABELS)
-            or min(self.fractions) < 0
-            or abs(sum(self.fractions) - 1) > 1e-6
-        ):
+        if len(self.fractions) != len(LABELS) or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError(
                 f"fractions = {self.fractions}: give the shares of {', '.join(LABELS)}, none negative, "
                 f"adding up to 1 (these add up to {sum(self.fractions):g})"
@@ -192,9 +186,7 @@ def _total_mass(recipe: Recipe, simulation: SyntheticSimulation) -> float:
 
 def _build(recipe: Recipe, simulation: SyntheticSimulation) -> ToyGalaxy:
     gas, stars = _particle_counts(recipe, simulation)
-    return build_galaxy(
-        recipe, simulation.seed, gas, stars, simulation.dark_particle_mass, simulation.redshift
-    )
+    return build_galaxy(recipe, simulation.seed, gas, stars, simulation.dark_particle_mass, simulation.redshift)
 
 
 def _galaxies(recipes: list[Recipe], simulation: SyntheticSimulation, workers: int) -> Iterator[ToyGalaxy]:
@@ -289,9 +281,7 @@ def _write_chunk(
                 data = file.create_dataset(f"PartType{kind}/{name}", data=np.concatenate(parts))
                 data.attrs.update(UNITS[name].attributes())
         mass_table = np.zeros(6)
-        mass_table[1] = UNITS["Masses"].store(
-            np.asarray(simulation.dark_particle_mass), simulation.scale_factor
-        )
+        mass_table[1] = UNITS["Masses"].store(np.asarray(simulation.dark_particle_mass), simulation.scale_factor)
         file.create_group("Header").attrs.update(
             _cosmology(simulation)
             | {

@@ -45,9 +45,7 @@ def _open(path: Path) -> h5py.File:
         raise SnapshotError(f"{path} is no HDF5 file, or is cut off ({error}); fetch it again") from None
 
 
-def unwrap(
-    position: NDArray[np.floating], centre: NDArray[np.floating], box_size: float
-) -> NDArray[np.float64]:
+def unwrap(position: NDArray[np.floating], centre: NDArray[np.floating], box_size: float) -> NDArray[np.float64]:
     """Offsets from ``centre`` by the shortest way through the periodic box, d - L round(d/L).
 
     Args:
@@ -124,9 +122,7 @@ def _read_group(file: h5py.File, kind: str, header: Header, partial: bool) -> di
     lengths = {field: len(group[field]) for field in fields}
     for required in ("Coordinates", *(() if kind == "dm" else ("Masses",))):
         if required not in group:
-            raise SnapshotError(
-                f"{file.filename}: {name} has no {required}; download it again with that field"
-            )
+            raise SnapshotError(f"{file.filename}: {name} has no {required}; download it again with that field")
     if len(set(lengths.values())) > 1:
         raise SnapshotError(f"{file.filename}: the fields of {name} differ in length: {lengths}")
     count = lengths["Coordinates"]
@@ -284,9 +280,7 @@ class Snapshot:
         self.number = number
         folder = self.base_path / f"snapdir_{number:03d}"
         if not folder.is_dir():
-            there = (
-                ", ".join(sorted(p.name for p in self.base_path.glob("snapdir_*"))) or "no snapdir_NNN folder"
-            )
+            there = ", ".join(sorted(p.name for p in self.base_path.glob("snapdir_*"))) or "no snapdir_NNN folder"
             raise SnapshotError(f"{folder} does not exist; {self.base_path} holds {there}")
         self.header, chunks = _first_header(folder)
         missing = _missing_chunks(folder, chunks, self.header.files)
@@ -297,9 +291,7 @@ class Snapshot:
             )
         offsets = self.base_path.parent / "postprocessing" / "offsets" / f"offsets_{number:03d}.hdf5"
         if not offsets.is_file():
-            raise SnapshotError(
-                f"{offsets} is missing: without the offsets no subhalo can be found in the snapshot"
-            )
+            raise SnapshotError(f"{offsets} is missing: without the offsets no subhalo can be found in the snapshot")
         self.fields = self._available(chunks)
         self.subhalos = self._read_catalogue()
 
@@ -355,9 +347,7 @@ class Snapshot:
             GalaxyError: Values that are not finite, or negative masses.
         """
         if not 0 <= number < len(self.subhalos):
-            raise SnapshotError(
-                f"there is no subhalo {number}; snapshot {self.number} has {len(self.subhalos)}"
-            )
+            raise SnapshotError(f"there is no subhalo {number}; snapshot {self.number} has {len(self.subhalos)}")
         where = f"{self.base_path}, snapshot {self.number}"
         _check_need(self.fields, need or {}, where)
         asked = KINDS if need is None else {"stars" if kind == "wind" else kind for kind in need}
@@ -378,8 +368,7 @@ class Snapshot:
             centre=centre,
             velocity=self.subhalos.velocity[number],
             particles={
-                k: replace(p, position=unwrap(p.position, centre, self.header.box_size))
-                for k, p in kinds.items()
+                k: replace(p, position=unwrap(p.position, centre, self.header.box_size)) for k, p in kinds.items()
             },
             half_mass_radius={kind: float(radii[PARTICLE_TYPES[kind]]) for kind in KINDS},
             label=int(self.subhalos.label[number]),
@@ -448,14 +437,10 @@ class Box:
             arrays = {name: np.concatenate([part[name] for part in stored[kind]]) for name in names}
             kinds[kind] = to_particles(kind, arrays, self.header)
         self.particles = {
-            kind: p
-            if p.support is not None
-            else replace(p, support=neighbour_distance(p.position, NEIGHBOURS[kind]))
+            kind: p if p.support is not None else replace(p, support=neighbour_distance(p.position, NEIGHBOURS[kind]))
             for kind, p in _split_wind(kinds, str(self.folder)).items()
         }
-        self.number = (
-            int(match.group(1)) if (match := re.search(r"_(\d+)\.", chunks[min(chunks)].name)) else -1
-        )
+        self.number = int(match.group(1)) if (match := re.search(r"_(\d+)\.", chunks[min(chunks)].name)) else -1
 
     def region(self, centre: NDArray[np.floating], radius: float, number: int) -> Galaxy:
         """The particles within ``radius`` of ``centre``, and those whose kernel reaches in, as a galaxy.

@@ -136,9 +136,7 @@ def read_header(file: h5py.File) -> Header:
         a, h = float(_scalar(attributes["Time"])), float(_scalar(attributes["HubbleParam"]))
         counts = np.asarray(attributes["NumPart_ThisFile"], np.int64).reshape(-1)
         totals = np.asarray(attributes.get("NumPart_Total", counts), np.int64).reshape(-1)
-        high = np.asarray(attributes.get("NumPart_Total_HighWord", np.zeros_like(totals)), np.int64).reshape(
-            -1
-        )
+        high = np.asarray(attributes.get("NumPart_Total_HighWord", np.zeros_like(totals)), np.int64).reshape(-1)
         return Header(
             scale_factor=a,
             redshift=max(0.0, float(_scalar(attributes["Redshift"]))),
@@ -206,6 +204,4 @@ def to_particles(kind: str, stored: Mapping[str, NDArray[Any]], header: Header) 
 
 def no_particles(kind: str, header: Header) -> Particles:
     """An empty set of particles with every field, for a galaxy that has none of this kind."""
-    return to_particles(
-        kind, {name: np.zeros((0, 3) if name in _VECTORS else 0) for name in FIELDS[kind]}, header
-    )
+    return to_particles(kind, {name: np.zeros((0, 3) if name in _VECTORS else 0) for name in FIELDS[kind]}, header)

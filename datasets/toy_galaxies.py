@@ -314,9 +314,7 @@ def build_galaxy(
     }
     everywhere = np.concatenate(list(position.values())), np.concatenate([mass[kind] for kind in position])
     moving = {kind: velocities(rng, blocks[kind], *everywhere) for kind in blocks}
-    parts = {
-        kind: {"position": position[kind], "velocity": moving[kind][0], "mass": mass[kind]} for kind in blocks
-    }
+    parts = {kind: {"position": position[kind], "velocity": moving[kind][0], "mass": mass[kind]} for kind in blocks}
     state = gas_state(
         rng,
         position["gas"],
@@ -330,9 +328,7 @@ def build_galaxy(
         redshift,
     )
     cells, wind = _launch_wind(rng, parts["gas"] | state, moving["gas"][1])
-    metals = (
-        np.log10(oxygen_metallicity(recipe.stars)) + gradient(_effective_radii(blocks["stars"])) - 0.04 * age
-    )
+    metals = np.log10(oxygen_metallicity(recipe.stars)) + gradient(_effective_radii(blocks["stars"])) - 0.04 * age
     born = {
         **parts["stars"],
         "initial_mass": mass["stars"] / kept,

@@ -129,9 +129,7 @@ def gas_state(
 
     # magnetic field
     s = (n_H / 0.1) ** (2.0 / 3.0)
-    strength = (
-        rng.uniform(6e-6, 14e-6) * s / (1.0 + s) * (1.0 / 7.0) ** blend * 10.0 ** rng.normal(0.0, 0.1, n)
-    )
+    strength = rng.uniform(6e-6, 14e-6) * s / (1.0 + s) * (1.0 / 7.0) ** blend * 10.0 ** rng.normal(0.0, 0.1, n)
     vector = azimuth * (1.0 - blend)[:, None] + (0.35 + 0.65 * blend)[:, None] * rng.normal(size=(n, 3))
     vector /= np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-9)
     return {

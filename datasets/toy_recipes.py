@@ -136,9 +136,7 @@ def draw_recipe(number: int, label: int, seed: int) -> Recipe:
     R200 = np.cbrt(M / (4.0 / 3.0 * np.pi * 200.0 * CRITICAL_DENSITY))
     stars = stellar_mass(M) * 10.0 ** rng.normal(0.0, 0.15)
     cold = stars * 10.0 ** (4.39 - 0.48 * np.log10(stars) + rng.normal(0.0, 0.2))
-    hot = (
-        rng.uniform(0.25, 0.5) * BARYON_FRACTION * M * HOT_HALO_EXTENT**1.5
-    )  # M(<r) ∝ r^1.5 outside the core
+    hot = rng.uniform(0.25, 0.5) * BARYON_FRACTION * M * HOT_HALO_EXTENT**1.5  # M(<r) ∝ r^1.5 outside the core
     frame = Frame(np.zeros(3), np.zeros(3), _random_axes(rng), effective_radius(stars, early=True) / 1.8153)
     spheroid, shape = 0.0, np.ones(3)
     if LABELS[label] == "disc":

@@ -126,9 +126,7 @@ def particle_types(galaxy: ToyGalaxy) -> dict[int, dict[str, Array]]:
     return {0: galaxy.gas, 1: galaxy.dm, 4: galaxy.stars, 5: galaxy.black_holes}
 
 
-def particle_arrays(
-    galaxy: ToyGalaxy, centre: Array, drift: Array, redshift: float
-) -> dict[int, dict[str, Array]]:
+def particle_arrays(galaxy: ToyGalaxy, centre: Array, drift: Array, redshift: float) -> dict[int, dict[str, Array]]:
     """Stored arrays of every particle type.
 
     Args:

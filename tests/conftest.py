@@ -47,9 +47,7 @@ def tiny_store(tiny_simulation: Path, tmp_path_factory: pytest.TempPathFactory) 
     from skyshift.datasets.sources import SnapshotSource
 
     path = tmp_path_factory.mktemp("store") / "maps.zarr"
-    source = SnapshotSource(
-        str(tiny_simulation / "output"), 99, minimum_particles={"gas": 10, "dm": 10, "stars": 10}
-    )
+    source = SnapshotSource(str(tiny_simulation / "output"), 99, minimum_particles={"gas": 10, "dm": 10, "stars": 10})
     build_store(
         BuildConfig(source, str(path), pixels=32, rotations=2, field_of_view=FieldOfView(4.0, "stars")),
         progress=False,

@@ -47,9 +47,7 @@ class PixelRelation:
         """
         x, y = np.asarray(source, np.float64).ravel(), np.asarray(target, np.float64).ravel()
         if x.shape != y.shape or not x.size:
-            raise SkyshiftError(
-                f"a per-pixel relation needs equal numbers of pixels, not {x.size} and {y.size}"
-            )
+            raise SkyshiftError(f"a per-pixel relation needs equal numbers of pixels, not {x.size} and {y.size}")
         order = np.argsort(x, kind="stable")
         parts = np.array_split(order, min(bins, x.size))
         reduce = np.mean if statistic == "mean" else np.median

@@ -77,9 +77,7 @@ class DataConfig:
             pass
         path = Path(self.build) if Path(self.build).is_file() else shipped_config(self.build)
         if not path.is_file():
-            raise SkyshiftError(
-                f"data.build: there is no file {self.build}, nor a shipped configuration of that name"
-            )
+            raise SkyshiftError(f"data.build: there is no file {self.build}, nor a shipped configuration of that name")
         arguments = ["--config", str(path), "--store", self.store]
         config, _ = parse(BuildConfig, arguments, None, "data.build", (GalaxySource,))
         build_store(config)
@@ -159,7 +157,7 @@ class TranslationData:
         )
         return DataLoader(
             self.dataset("train", augment=self.config.augment),
-            batch_sampler=sampler,  # type: ignore[arg-type]
+            batch_sampler=sampler,
             num_workers=training.workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread if training.workers else None,

@@ -4,8 +4,9 @@
 
 All metrics are computed on physical maps. PSNR and SSIM are on the linear stretch; their dynamic range is the 99.9 %
 quantile of the non-zero pixels of the training maps, one for all maps. r(k) and the error of P(k) are means over
-wave numbers up to half of Nyquist in each map. Intervals are 68 % of bootstrap samples of galaxies, so that views of one galaxy
-do not count as independent. Maps without any signal have no total error and no spectrum; they are left out there.
+wave numbers up to half of Nyquist in each map. Intervals are 68 % of bootstrap samples of galaxies, so that views of
+one galaxy do not count as independent. Maps without any signal have no total error and no spectrum; they are
+left out there.
 """
 
 import csv
@@ -28,6 +29,7 @@ from skyshift.errors import SkyshiftError
 from skyshift.files import write_json, write_text, write_whole
 from skyshift.naming import unknown
 from skyshift.translate.baselines import PixelRelation
+from skyshift.translate.data import fingerprint
 from skyshift.translate.figures import comparison_figure, spectra_figure
 from skyshift.translate.metrics.image import psnr, ssim
 from skyshift.translate.metrics.physics import (
@@ -148,16 +150,12 @@ def curves(truth: NDArray[np.float32], estimate: NDArray[np.float32]) -> dict[st
     }
 
 
-def interval(
-    values: Values, groups: NDArray[np.int64], summary: Callable[[Values], float]
-) -> tuple[float, float]:
+def interval(values: Values, groups: NDArray[np.int64], summary: Callable[[Values], float]) -> tuple[float, float]:
     """68 % interval of ``summary`` over 400 bootstrap samples of groups."""
     generator = np.random.default_rng(0)
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     drawn = [
-        summary(
-            values[np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])]
-        )
+        summary(values[np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])])
         for _ in range(400)
     ]
     low, high = np.nanquantile(drawn, [0.16, 0.84]) if np.isfinite(drawn).any() else (np.nan, np.nan)
@@ -233,18 +231,12 @@ class Evaluation:
         for domain, translators in self.scores.items():
             for translator, values in translators.items():
                 for i, group in enumerate(self.groups):
-                    writer.writerow(
-                        [i, group, domain, translator, *(f"{values[name][i]:.6g}" for name in names)]
-                    )
+                    writer.writerow([i, group, domain, translator, *(f"{values[name][i]:.6g}" for name in names)])
         return text.getvalue()
 
 
-def _views(
-    store: MapStore, translator: Translator, part: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+def _views(store: MapStore, translator: Translator, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
     """Training views, views to judge on, and whether the store is the one of the training."""
-    from skyshift.translate.data import fingerprint
-
     provenance = translator.translation.provenance
     known = provenance["fingerprint"] == fingerprint(store)
     views = split_views(store.catalogue(), Split(**provenance["split"]))
@@ -307,10 +299,10 @@ def evaluate(
         drawn[domain] = {name: curves(truth, values) for name, values in candidates.items()}
     where = part if known else f"{part} part of another store"
     result = Evaluation(
-        f"{', '.join(translator.source)} → {', '.join(translator.target)}, {folder.name} of {method}: {len(views)} maps "
-        f"of {len(np.unique(groups))} {where} galaxies",
-        f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the lit "
-        "training pixels). ± is half of the 68 % bootstrap interval over galaxies. "
+        f"{', '.join(translator.source)} → {', '.join(translator.target)}, {folder.name} of {method}: {len(views)} "
+        f"maps of {len(np.unique(groups))} {where} galaxies",
+        f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the "
+        "lit training pixels). ± is half of the 68 % bootstrap interval over galaxies. "
         "The per-pixel relations are fitted on the training maps.",
         scores,
         groups,

@@ -47,17 +47,13 @@ def comparison_figure(
             row += [
                 Panel(truth, f"{title}, simulated", maps.unit, colours, side, stretch=domain),
                 Panel(maps.values[i], f"{title}, translated", maps.unit, colours, side, stretch=domain),
-                Panel(
-                    maps.values[i] - truth, "Translated − simulated", maps.unit, "RdBu_r", side, signed=True
-                ),
+                Panel(maps.values[i] - truth, "Translated − simulated", maps.unit, "RdBu_r", side, signed=True),
             ]
         rows.append(row)
     return map_figure(rows)
 
 
-def spectra_figure(
-    k: NDArray[np.floating], curves: Mapping[str, Mapping[str, NDArray[Any]]], unit: str
-) -> Figure:
+def spectra_figure(k: NDArray[np.floating], curves: Mapping[str, Mapping[str, NDArray[Any]]], unit: str) -> Figure:
     """Power ratio, cross-correlation and radial profile: median and 16-84 % band over the maps, a line a translator.
 
     Args:

@@ -3,9 +3,9 @@
     python translate/generate.py --checkpoint runs/gas_to_hi --input data/synthetic/maps.zarr --output hi.zarr
     python translate/generate.py --checkpoint runs/gas_to_hi --input galaxy.fits --output galaxy_hi.fits
 
-A store becomes a store with the same catalogue (labels, rotations, sides), built shard by shard: an interrupted run goes
-on where it stopped. FITS, HDF5 and NPY files become any of these; FITS keeps the cards of the source, its WCS among
-them. The output is float32 with units, written whole or not at all.
+A store becomes a store with the same catalogue (labels, rotations, sides), built shard by shard: an interrupted run
+goes on where it stopped. FITS, HDF5 and NPY files become any of these; FITS keeps the cards of the source, its WCS
+among them. The output is float32 with units, written whole or not at all.
 """
 
 import sys
@@ -102,9 +102,7 @@ def translate_store(translator: Translator, store: MapStore, output: Path, check
 
 def _flagged(record: ViewRecord, maps: dict[str, Any], row: int) -> ViewRecord:
     """The catalogue row with the empty-map flags of the translated domains."""
-    return replace(
-        record, flags=sum(1 << i for i, values in enumerate(maps.values()) if not values[row].any())
-    )
+    return replace(record, flags=sum(1 << i for i, values in enumerate(maps.values()) if not values[row].any()))
 
 
 @command
@@ -138,9 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             count = store.views
     else:
         if to_store:
-            raise SkyshiftError(
-                f"{source} is a file: it has no catalogue for a store; write FITS, HDF5 or NPY"
-            )
+            raise SkyshiftError(f"{source} is a file: it has no catalogue for a store; write FITS, HDF5 or NPY")
         maps = translator(read_maps(source, domain=config.domain or None, unit=config.unit or None))
         write_maps(output, maps)
         count = len(next(iter(maps.values())))

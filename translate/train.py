@@ -114,9 +114,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     offered = (TranslationMethod, *NETWORKS)
-    config, plain = parse(
-        TrainConfig, arguments, DEFAULT_CONFIG, "Train a translation between map domains.", offered
-    )
+    config, plain = parse(TrainConfig, arguments, DEFAULT_CONFIG, "Train a translation between map domains.", offered)
     try:
         train(config, plain)
     finally:

@@ -3,9 +3,9 @@
     translator = Translator.from_pretrained("runs/gas_to_hi")
     hi = translator(MapStore("data/synthetic/maps.zarr"))["hi"]      # Maps in Msun/kpc², float32
 
-A checkpoint folder holds ``translation.json`` (domains, units, scalings, pixel scales, provenance), ``config.yaml`` (the
-whole configuration of the run), ``model.safetensors`` and ``average.safetensors``. No pickle is read, and only classes
-of this package are made unless the caller trusts others.
+A checkpoint folder holds ``translation.json`` (domains, units, scalings, pixel scales, provenance), ``config.yaml``
+(the whole configuration of the run), ``model.safetensors`` and ``average.safetensors``. No pickle is read, and only
+classes of this package are made unless the caller trusts others.
 """
 
 import json
@@ -90,9 +90,7 @@ class Translation:
             "pixel_scale_kpc": list(self.pixel_scale),
             "provenance": self.provenance,
         }
-        (folder / "translation.json").write_text(
-            json.dumps(facts, indent=2, allow_nan=False), encoding="utf-8"
-        )
+        (folder / "translation.json").write_text(json.dumps(facts, indent=2, allow_nan=False), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Translation":
@@ -115,9 +113,7 @@ class Translation:
                 facts["provenance"],
             )
         except FileNotFoundError:
-            raise CheckpointError(
-                f"{folder} is no translation checkpoint: it has no translation.json"
-            ) from None
+            raise CheckpointError(f"{folder} is no translation checkpoint: it has no translation.json") from None
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{folder / 'translation.json'} is damaged ({error!r})") from None
 
@@ -137,9 +133,7 @@ def find_checkpoint(folder: str | Path) -> Path:
     return found
 
 
-def make_method(
-    config: Mapping[str, Any], sources: int, targets: int, trust_remote_code: bool
-) -> TranslationMethod:
+def make_method(config: Mapping[str, Any], sources: int, targets: int, trust_remote_code: bool) -> TranslationMethod:
     """The method that a configuration names, with fresh weights.
 
     Raises:
@@ -208,14 +202,10 @@ class Translator:
             method.load_state_dict(load_tensors(folder / "model.safetensors")[0])
             if averaged and (folder / "average.safetensors").is_file():
                 weights = load_tensors(folder / "average.safetensors")[0]
-                average = {
-                    k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")
-                }
+                average = {k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")}
                 method.load_state_dict(average, strict=False)
         except RuntimeError as error:
-            raise CheckpointError(
-                f"{folder}: the weights do not fit the networks of config.yaml: {error}"
-            ) from None
+            raise CheckpointError(f"{folder}: the weights do not fit the networks of config.yaml: {error}") from None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(method.to(device), translation, batch_size=batch_size, precision=precision)
 
@@ -255,9 +245,7 @@ class Translator:
         return {
             channel.domain: replace(
                 first,
-                values=np.maximum(channel.scaling.inverse(estimates[:, i]), channel.minimum).astype(
-                    np.float32
-                ),
+                values=np.maximum(channel.scaling.inverse(estimates[:, i]), channel.minimum).astype(np.float32),
                 domain=channel.domain,
                 unit=channel.unit,
                 provenance=f"translated from {', '.join(self.source)} ({first.provenance})",
@@ -276,7 +264,7 @@ class Translator:
             if len(self.source) != 1:
                 raise MapError(f"this checkpoint takes {len(self.source)} domains; give them by name")
             maps = {self.source[0]: Maps(values, self.source[0], self.translation.source[0].unit)}
-        stacks = []
+        stacks: list[Maps] = []
         for channel in self.translation.source:
             if channel.domain not in maps:
                 raise MapError(
@@ -339,8 +327,6 @@ def store_maps(
     side = np.asarray(catalogue["side"][rows], np.float64)
     names = tuple(f"{name} view {view}" for name, view in zip(catalogue["name"][rows], wanted, strict=True))
     return {
-        domain: Maps(
-            store.maps(domain, wanted), domain, store.units[domain], side, names, provenance=str(store.path)
-        )
+        domain: Maps(store.maps(domain, wanted), domain, store.units[domain], side, names, provenance=str(store.path))
         for domain in domains
     }

@@ -52,25 +52,24 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as tensors and JSON."""
     state = optimizer.state_dict()
-    tensors, numbers = {}, {}
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
     for index, entries in state["state"].items():
         for name, value in entries.items():
-            target = tensors if isinstance(value, Tensor) else numbers
-            target[f"{index}.{name}"] = value
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                numbers[f"{index}.{name}"] = value
     return tensors, {"numbers": numbers, "groups": state["param_groups"]}
 
 
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
-) -> None:
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Undo :func:`pack_optimizer`."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **facts["numbers"]}.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    groups = [
-        {**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in facts["groups"]
-    ]
+    groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in facts["groups"]]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -49,7 +49,8 @@ def shipped_config(name: str) -> Path:
 
 
 def _all_subclasses(cls: type) -> Iterator[type]:
-    for child in cls.__subclasses__():
+    children: list[type] = cls.__subclasses__()
+    for child in children:
         yield child
         yield from _all_subclasses(child)
 
@@ -63,7 +64,7 @@ class Parser(ArgumentParser):
         names = [part for key in keys for part in (key, key.rsplit(".", 1)[-1])]
         for path in re.findall(r"class_path='([\w.]+)'", message):
             module, _, cls = path.rpartition(".")
-            init = getattr(sys.modules.get(module), cls, object).__init__  # type: ignore[misc]
+            init = getattr(sys.modules.get(module), cls, object).__init__
             code = getattr(init, "__code__", None)
             names.extend(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount] if code else ())
         return names

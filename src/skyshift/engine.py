@@ -47,6 +47,7 @@ from skyshift.errors import SkyshiftError
 from skyshift.files import write_folder_whole, write_text
 
 Batch = Mapping[str, Any]
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class TrainingError(SkyshiftError):
@@ -164,9 +165,7 @@ class TrainingConfig:
         if self.schedule == "constant" or step < start:
             return rise
         progress = (step - start) / max(1.0, self.steps - start)
-        return rise * (
-            1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-        )
+        return rise * (1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 @dataclass(frozen=True)
@@ -194,11 +193,11 @@ class Hooks:
     identify: Callable[[Batch], str] = lambda batch: "an unnamed batch"
 
 
-def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """w̄ ← d w̄ + (1 - d) w with d = min(decay, (1 + n)/(10 + n)), so that early averages follow the weights."""
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         n = int(count)
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
@@ -373,8 +372,7 @@ class Trainer:
         """Forward and backward of every player; their optimizers move at the last micro-batch of a step."""
         accelerator, method = self.accelerator, self.method
         batch = {
-            k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v
-            for k, v in batch.items()
+            k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
         }
         logs: dict[str, Tensor] = {}
         with accelerator.accumulate(*self.networks.values()):
@@ -537,7 +535,7 @@ class _Averaged:
             return
         for name in self.method.averaged:
             mine = getattr(self.method, name).state_dict()
-            other = self.average.module[name].state_dict()  # type: ignore[index,operator,union-attr]
+            other = self.average.module[name].state_dict()  # type: ignore[index]
             for key, value in mine.items():
                 kept = value.clone()
                 value.copy_(other[key])

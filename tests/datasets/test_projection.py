@@ -112,9 +112,7 @@ def test_one_particle_agrees_with_brute_force(support):
         # Wide kernels reach beyond the map: their centre, their edge and the cut all appear.
         x, y = rng.uniform(-0.5, 0.5, 2) if pixels < 40 else rng.uniform(5, 18, 2)
         expected = brute_force(x, y, support, pixels, samples)
-        map_ = project(
-            np.array([[x, y, 0]]), np.array([float(support)]), np.ones(1), side=pixels, pixels=pixels
-        )
+        map_ = project(np.array([[x, y, 0]]), np.array([float(support)]), np.ones(1), side=pixels, pixels=pixels)
         # 1e-3 is asked for; the bilinear table is right to 1e-4 and the reference to 1e-4.
         assert np.abs(map_ - expected).max() < 3e-4 * expected.max()
 
@@ -152,9 +150,7 @@ def test_a_kernel_far_wider_than_the_map_is_flat():
 def test_a_galaxy_agrees_with_swiftsimio(galaxy):
     backends = "swiftsimio.visualisation.projection_backends"
     subsampled = importlib.import_module(f"{backends}.subsampled")
-    gamma = float(
-        importlib.import_module(f"{backends}.kernels").kernel_gamma
-    )  # support over smoothing length
+    gamma = float(importlib.import_module(f"{backends}.kernels").kernel_gamma)  # support over smoothing length
     position, support = galaxy
     side, pixels = 60.0, 128
     # Far kernels that only brush the map are left to the tests above: swiftsimio is slow on them.
@@ -238,9 +234,7 @@ def test_a_weighted_mean_lies_within_what_it_averages(galaxy):
     mass, value = rng.random(len(position)), rng.uniform(2, 3, len(position))
     mass[::3] = 0  # particles without weight, and with a value that must not show
     value[::3] = 1e9
-    numerator, denominator = project(
-        position, 0.1 * support, np.stack([mass * value, mass]), side=60.0, pixels=256
-    )
+    numerator, denominator = project(position, 0.1 * support, np.stack([mass * value, mass]), side=60.0, pixels=256)
     mean = weighted_mean(numerator, denominator)
     empty = denominator == 0
     assert 0 < empty.mean() < 1
@@ -271,9 +265,7 @@ def test_the_slab_keeps_particles_by_their_centre():
 def test_rotations_are_proper_and_repeat_with_their_seed():
     matrices = random_rotations(100, seed=3)
     assert matrices.shape == (100, 3, 3)
-    np.testing.assert_allclose(
-        matrices @ matrices.swapaxes(1, 2), np.eye(3) * np.ones((100, 1, 1)), atol=1e-14
-    )
+    np.testing.assert_allclose(matrices @ matrices.swapaxes(1, 2), np.eye(3) * np.ones((100, 1, 1)), atol=1e-14)
     np.testing.assert_allclose(np.linalg.det(matrices), 1, rtol=1e-14)
     np.testing.assert_array_equal(matrices, random_rotations(100, seed=3))
     assert not np.allclose(matrices, random_rotations(100, seed=4))

@@ -60,9 +60,7 @@ def arrays_of(base: Path) -> dict[str, np.ndarray]:
         with h5py.File(path) as file:
             file.visititems(
                 lambda name, item, path=path: (
-                    found.__setitem__(f"{path.name}/{name}", item[()])
-                    if isinstance(item, h5py.Dataset)
-                    else None
+                    found.__setitem__(f"{path.name}/{name}", item[()]) if isinstance(item, h5py.Dataset) else None
                 )
             )
     return found
@@ -200,9 +198,7 @@ def test_units_at_another_redshift(tmp_path):
     options = {"galaxies": 1, "gas_cells": 200, "dm_particles": 64, "star_particles": 64}
     stored = []
     for z in (0.0, 1.0):
-        path = write_simulation(
-            tmp_path / f"z{z}", SyntheticSimulation(redshift=z, **options), progress=False
-        )
+        path = write_simulation(tmp_path / f"z{z}", SyntheticSimulation(redshift=z, **options), progress=False)
         gas = snapshot.loadSubhalo(str(path), 99, 0, 0)
         centre = groupcat.loadSubhalos(str(path), 99, ["SubhaloPos"])[0]
         offset = gas["Coordinates"] - np.float64(centre)

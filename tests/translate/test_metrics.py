@@ -128,9 +128,7 @@ def test_what_is_wrong_is_named(call, message):
 def test_total_error_is_exact(rng):
     truth = rng.random((4, 9, 7)) + 0.1
     factors = np.array([0.5, 1.0, 1.25, 3.0])
-    np.testing.assert_allclose(
-        physics.total_error(truth, truth * factors[:, None, None]), factors - 1, atol=1e-12
-    )
+    np.testing.assert_allclose(physics.total_error(truth, truth * factors[:, None, None]), factors - 1, atol=1e-12)
 
 
 def test_radial_profile_of_an_exponential_disc_gives_its_scale_length():
@@ -148,9 +146,7 @@ def test_radial_profile_of_an_exponential_disc_gives_its_scale_length():
         assert -1 / slope == pytest.approx(length, rel=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "bins"), [(32, 32, None), (33, 21, None), (20, 40, 5), (1, 1, None)]
-)
+@pytest.mark.parametrize(("height", "width", "bins"), [(32, 32, None), (33, 21, None), (20, 40, 5), (1, 1, None)])
 def test_radial_profile_of_a_constant_is_that_constant(height, width, bins):
     radii, profile = physics.radial_profile(np.full((2, height, width), 3.0), bins=bins)
     np.testing.assert_allclose(profile, 3.0)
@@ -169,9 +165,7 @@ def test_radial_profile_error_is_the_share_at_the_wrong_radius(rng):
     np.testing.assert_allclose(physics.radial_profile_error(truth, truth), 0.0)
     np.testing.assert_allclose(physics.radial_profile_error(truth, 1.3 * truth), 0.3)
     # Turning a map moves nothing to another radius.
-    np.testing.assert_allclose(
-        physics.radial_profile_error(truth, np.rot90(truth, axes=(1, 2))), 0.0, atol=1e-14
-    )
+    np.testing.assert_allclose(physics.radial_profile_error(truth, np.rot90(truth, axes=(1, 2))), 0.0, atol=1e-14)
     ring = np.zeros((1, 32, 32))
     moved = ring.copy()
     ring[0, 16, 16], moved[0, 16, 20] = 1.0, 1.0

@@ -47,9 +47,7 @@ def total_error(truth: ArrayLike, estimate: ArrayLike) -> Values:
     return _divide(e.sum(axis=(1, 2)) - total, total)
 
 
-def radial_profile(
-    maps: ArrayLike, side: ArrayLike | None = None, bins: int | None = None
-) -> tuple[Values, Values]:
+def radial_profile(maps: ArrayLike, side: ArrayLike | None = None, bins: int | None = None) -> tuple[Values, Values]:
     """Mean of each map in rings about its centre.
 
     Args:
@@ -95,9 +93,7 @@ def radial_profile_error(truth: ArrayLike, estimate: ArrayLike, bins: int | None
     return _divide(np.abs(sums_e - sums_t).sum(axis=1), np.abs(sums_t).sum(axis=1))
 
 
-def power_spectrum(
-    maps: ArrayLike, side: ArrayLike | None = None, bins: int | None = None
-) -> tuple[Values, Values]:
+def power_spectrum(maps: ArrayLike, side: ArrayLike | None = None, bins: int | None = None) -> tuple[Values, Values]:
     """Isotropically averaged power spectrum, normalised as the module says.
 
     Args:
@@ -173,9 +169,7 @@ def mode_count(height: int, width: int, bins: int | None = None) -> Values:
     return _bin_sums(np.ones((1, ring.size)), ring, bins)[0]
 
 
-def _spectra(
-    side: ArrayLike | None, bins: int | None, *maps: Maps, cross: bool = False
-) -> tuple[Values, list[Values]]:
+def _spectra(side: ArrayLike | None, bins: int | None, *maps: Maps, cross: bool = False) -> tuple[Values, list[Values]]:
     """k, and the mean |F|² per bin of each map (then of their product), each (n, bins)."""
     n, height, width = maps[0].shape
     frequency, ring, bins = _modes((height, width), bins)
@@ -214,9 +208,7 @@ def _rings(shape: tuple[int, ...], bins: int | None) -> tuple[Values, Bins, int]
     """Radius of every pixel in pixels, its ring (``bins`` for none), and the number of rings."""
     height, width = shape
     bins = _count(max(min(shape) // 2, 1) if bins is None else bins)
-    radius = np.hypot(
-        np.arange(height)[:, None] - (height - 1) / 2.0, np.arange(width) - (width - 1) / 2.0
-    ).ravel()
+    radius = np.hypot(np.arange(height)[:, None] - (height - 1) / 2.0, np.arange(width) - (width - 1) / 2.0).ravel()
     place = (radius * bins / (min(shape) / 2.0)).astype(np.intp)
     return radius, np.minimum(place, bins), bins
 

@@ -85,9 +85,7 @@ def initialise(network: nn.Module, scale: float = 1.0) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def upsample(
-    kind: Upsampling, in_channels: int, out_channels: int, padding_mode: PaddingMode = "reflect"
-) -> nn.Module:
+def upsample(kind: Upsampling, in_channels: int, out_channels: int, padding_mode: PaddingMode = "reflect") -> nn.Module:
     """A layer from (batch, in_channels, h, w) to (batch, out_channels, 2h, 2w).
 
     Args:

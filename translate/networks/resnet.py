@@ -136,6 +136,4 @@ def _convolution(
     before: int, after: int, kernel: int, stride: int, norm: Normalisation, padding: PaddingMode
 ) -> nn.Conv2d:
     """A convolution without a bias where a normalisation follows, which brings its own."""
-    return nn.Conv2d(
-        before, after, kernel, stride, padding=kernel // 2, padding_mode=padding, bias=norm == "none"
-    )
+    return nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, padding_mode=padding, bias=norm == "none")

@@ -125,9 +125,7 @@ class UNet(nn.Module):
         return x + y if self.residual else y
 
 
-def _convolutions(
-    before: int, after: int, norm: Normalisation, padding: PaddingMode, *, slope: float
-) -> nn.Sequential:
+def _convolutions(before: int, after: int, norm: Normalisation, padding: PaddingMode, *, slope: float) -> nn.Sequential:
     """Two 3x3 convolutions, each normalised and activated. A normalisation brings its own bias."""
     layers: list[nn.Module] = []
     for channels in (before, after):
