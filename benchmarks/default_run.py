@@ -38,7 +38,7 @@ def main() -> None:
         subprocess.run([*launch, *options], cwd=ROOT, check=True)
         seconds = time.perf_counter() - started
         result = evaluate(output)
-        summary, beats = result.summary()["hi"], result.beats_baselines("hi")
+        summary, beats = result.summary["hi"], result.beats_baselines("hi")
         claims = [Claim("seconds from nothing to the table", seconds, f"< {LIMIT:.0f}", seconds < LIMIT)]
         for name in HEADLINE:
             metric = next(m for m in METRICS if m.name == name)
@@ -54,8 +54,8 @@ def main() -> None:
     lines = [
         "# The embedded default: gas to HI on the toy simulation",
         "",
-        f"`python benchmarks/default_run.py` made this page: {seconds:.0f} s in all, {built:.0f} s of them for simulation "
-        f"and maps ({machine()}).",
+        f"`python benchmarks/default_run.py` made this page: {seconds:.0f} s in all, {built:.0f} s of them for the "
+        f"simulation and its maps ({machine()}).",
         "",
         result.table(),
         "",

@@ -78,7 +78,7 @@ def main() -> None:
         result = evaluate(output, store=store, output=f"{output}/evaluation")
         views = split_views(store.catalogue(), Split(0.6, 0.1, 0.3))
         groups = {part: len(set(store.catalogue()["split_group"][views[part]].tolist())) for part in PARTS}
-        summary = result.summary()["hi"]
+        summary = result.summary["hi"]
         claims = [Claim("views of regions", store.views, "≥ 300", store.views >= 300)]
         for name, value, known in facts():
             error = abs(value / known - 1)

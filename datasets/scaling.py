@@ -189,7 +189,7 @@ class Power(Scaling):
 
     kind: ClassVar[str] = "power"
     span: float = 1.0
-    exponent: float = 0.25
+    exponent: float = 0.5
 
     @classmethod
     def fit(cls, values: NDArray[np.floating]) -> Self:

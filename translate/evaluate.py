@@ -5,8 +5,10 @@
 All metrics are computed on physical maps. PSNR and SSIM are on the linear stretch; their dynamic range is the 99.9 %
 quantile of the non-zero pixels of the training maps, one for all maps. r(k) and the error of P(k) are means over
 wave numbers up to half of Nyquist in each map. Intervals are 68 % of bootstrap samples of galaxies, so that views of
-one galaxy do not count as independent. Maps without any signal have no total error and no spectrum; they are
-left out there.
+one galaxy do not count as independent.
+
+A map whose true total is below a thousandth of the median training one holds no signal to speak of (50 Msun of HI in an
+elliptical, say): relative errors and correlations leave it out, and what is wrongly seen in it has a row of its own.
 """
 
 import csv
@@ -14,6 +16,7 @@ import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,34 +106,71 @@ METRICS = (
     Metric("profile_error", "radial profile, median error [%]", lambda v: 100 * _median_size(v), -1, 2),
     Metric("power_error", "P(k) at k < ½ Nyquist, median error [%]", lambda v: 100 * _median_size(v), -1, 2),
     Metric("correlation", "r(k), mean at k < ½ Nyquist", _mean, 1, 4),
+    Metric("false_signal", "total seen where there is none [% of a median map]", lambda v: 100 * _mean(v), -1, 2),
 )
+FAINT = 1e-3
+"""Share of the median training total below which a map holds no signal to speak of."""
+
 HEADLINE = ("psnr", "total_error", "correlation")
 
 
-def score(truth: NDArray[np.float32], estimate: NDArray[np.float32], data_range: float) -> dict[str, Values]:
+@dataclass(frozen=True)
+class Yardstick:
+    """What the maps of a domain are measured by, from the training maps.
+
+    Attributes:
+        data_range: Of PSNR and SSIM: 99.9 % quantile of the lit pixels, in the maps' unit.
+        typical_total: Median over maps of the sum over pixels times pixel area.
+    """
+
+    data_range: float
+    typical_total: float
+
+    @classmethod
+    def fit(cls, maps: NDArray[np.float32], side: NDArray[np.float64]) -> "Yardstick":
+        """From training maps (n, height, width) with sides (n,) in kpc."""
+        lit = maps[maps > 0]
+        return cls(float(np.quantile(lit, 0.999)) if lit.size else 1.0, float(np.median(_totals(maps, side))))
+
+
+def _totals(maps: NDArray[np.float32], side: NDArray[np.float64]) -> Values:
+    return maps.sum((1, 2), dtype=np.float64) * (side / maps.shape[-1]) ** 2
+
+
+def score(
+    truth: NDArray[np.float32], estimate: NDArray[np.float32], side: NDArray[np.float64], yardstick: Yardstick
+) -> dict[str, Values]:
     """All metrics of every map.
 
     Args:
         truth: (n, height, width), physical.
         estimate: Same shape and unit.
-        data_range: Of PSNR and SSIM, in the maps' unit.
+        side: (n,) kpc.
+        yardstick: Dynamic range and typical total.
 
     Returns:
-        Metric to (n,) values; NaN where a map without signal has none.
+        Metric to (n,) values; NaN where a map has none: relative ones where there is no signal, ``false_signal`` where
+        there is some.
     """
     k, ratio = power_ratio(truth, estimate)
     _, correlation = cross_correlation(truth, estimate)
     low = k <= 0.5
-    totals, difference = truth.sum((1, 2), dtype=np.float64), (estimate - truth).sum((1, 2), dtype=np.float64)
-    return {
-        "psnr": psnr(truth, estimate, data_range),
-        "ssim": ssim(truth, estimate, data_range),
+    totals, seen = _totals(truth, side), _totals(estimate, side)
+    faint = totals <= FAINT * yardstick.typical_total
+    relative = {
         "total_error": total_error(truth, estimate),
-        # Its mean over maps is the error of the sum of their totals.
-        "total_bias": difference / totals.mean() if totals.mean() else np.full(len(truth), np.nan),
         "profile_error": radial_profile_error(truth, estimate),
         "power_error": np.abs(ratio[:, low] - 1).mean(axis=1),
         "correlation": correlation[:, low].mean(axis=1),
+    }
+    false_signal = seen / yardstick.typical_total if yardstick.typical_total else np.full(len(truth), np.nan)
+    return {
+        "psnr": psnr(truth, estimate, yardstick.data_range),
+        "ssim": ssim(truth, estimate, yardstick.data_range),
+        # Its mean over maps is the error of the sum of their totals.
+        "total_bias": (seen - totals) / totals.mean() if totals.mean() else np.full(len(truth), np.nan),
+        "false_signal": np.where(faint, false_signal, np.nan),
+        **{name: np.where(faint, np.nan, values) for name, values in relative.items()},
     }
 
 
@@ -178,6 +218,7 @@ class Evaluation:
     scores: Mapping[str, Mapping[str, Mapping[str, Values]]]
     groups: NDArray[np.int64]
 
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """Target domain to translator to metric to value and interval."""
         return {
@@ -196,7 +237,7 @@ class Evaluation:
 
     def beats_baselines(self, domain: str) -> dict[str, bool]:
         """Headline metric to whether the checkpoint (the first translator) is better than every other."""
-        rows = list(self.summary()[domain].values())
+        rows = list(self.summary[domain].values())
         result = {}
         for metric in METRICS:
             if metric.name in HEADLINE:
@@ -207,7 +248,7 @@ class Evaluation:
     def table(self) -> str:
         """As Markdown."""
         lines = [f"**{self.title}**", "", self.notes]
-        for domain, translators in self.summary().items():
+        for domain, translators in self.summary.items():
             lines += [
                 "",
                 f"| {domain} | " + " | ".join(translators) + " |",
@@ -279,31 +320,35 @@ def evaluate(
         raise SkyshiftError(f"{store.path} has no views in its {part} part")
     estimates = translator(store, views)
     catalogue = store.catalogue()
-    groups = np.asarray(catalogue["split_group"][np.searchsorted(catalogue["view"], views)], np.int64)
+    rows = np.searchsorted(catalogue["view"], views)
+    groups, side = np.asarray(catalogue["split_group"][rows], np.int64), np.asarray(catalogue["side"], np.float64)
     method = _method_name(folder)
     train = np.sort(np.random.default_rng(0).permutation(train)[:FIT_VIEWS])
     scores: dict[str, dict[str, dict[str, Values]]] = {}
     drawn: dict[str, dict[str, dict[str, Values]]] = {}
-    ranges = []
+    ranges: list[str] = []
+    faint: list[str] = []
     for channel in translator.translation.target:
         domain = channel.domain
         truth, fitted = store.maps(domain, views), store.maps(domain, train)
-        lit = fitted[fitted > 0]
-        data_range = float(np.quantile(lit, 0.999)) if lit.size else 1.0
-        ranges.append(f"{domain} {data_range:.4g} {channel.unit}")
+        yardstick = Yardstick.fit(fitted, side[np.searchsorted(catalogue["view"], train)])
+        ranges.append(f"{domain} {yardstick.data_range:.4g} {channel.unit}")
         candidates = {
             method: estimates[domain].values,
             **_baselines(store, translator.source, train, views, fitted),
         }
-        scores[domain] = {name: score(truth, values, data_range) for name, values in candidates.items()}
-        drawn[domain] = {name: curves(truth, values) for name, values in candidates.items()}
+        of_views = side[rows]
+        scores[domain] = {name: score(truth, values, of_views, yardstick) for name, values in candidates.items()}
+        lit = _totals(truth, of_views) > FAINT * yardstick.typical_total
+        faint.append(f"{domain} {(~lit).sum()}")
+        drawn[domain] = {name: curves(truth[lit], values[lit]) for name, values in candidates.items()}
     where = part if known else f"{part} part of another store"
     result = Evaluation(
         f"{', '.join(translator.source)} → {', '.join(translator.target)}, {folder.name} of {method}: {len(views)} "
         f"maps of {len(np.unique(groups))} {where} galaxies",
         f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the "
-        "lit training pixels). ± is half of the 68 % bootstrap interval over galaxies. "
-        "The per-pixel relations are fitted on the training maps.",
+        f"lit training pixels). Maps without signal, left out of relative errors: {', '.join(faint)}. ± is half of the "
+        "68 % bootstrap interval over galaxies. The per-pixel relations are fitted on the training maps.",
         scores,
         groups,
     )
@@ -344,7 +389,7 @@ def _write(
     drawn: Mapping[str, Mapping[str, Mapping[str, Values]]],
 ) -> None:
     write_text(output / "table.md", result.table() + "\n")
-    summary = {"title": result.title, "notes": result.notes, "scores": result.summary()}
+    summary = {"title": result.title, "notes": result.notes, "scores": result.summary}
     write_json(output / "summary.json", _no_nan(summary))
     write_text(output / "maps.csv", result.rows())
     chosen = _spread(next(iter(result.scores.values())), views)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from astropy import units
-from matplotlib.colors import AsinhNorm, Normalize
+from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import AsinhLocator
 from numpy.typing import NDArray
 
 
@@ -43,7 +44,7 @@ def unit_label(unit: str) -> str:
     return "" if parsed == units.dimensionless_unscaled else f"[{parsed.to_string('latex_inline')}]"
 
 
-def shared_norm(maps: Sequence[NDArray[np.floating]], signed: bool) -> Normalize:
+def shared_norm(maps: Sequence[NDArray[np.floating]], signed: bool) -> AsinhNorm:
     """An asinh stretch for maps that are compared: linear below a hundredth of the 99.5 % quantile."""
     values = np.concatenate([np.abs(m[np.isfinite(m)]).ravel() for m in maps])
     positive = values[values > 0]
@@ -85,6 +86,7 @@ def map_figure(rows: Sequence[Sequence[Panel]], row_titles: Sequence[str] = ()) 
                 if i == len(rows) - 1:
                     axis.set_xlabel("x [kpc]" if half else "x [pixel]", fontsize=8)
             bar = figure.colorbar(image, ax=[axes[i, j] for j in members], shrink=0.9, aspect=18, pad=0.01)
+            bar.ax.yaxis.set_major_locator(AsinhLocator(norm.linear_width, numticks=5))
             bar.ax.tick_params(labelsize=7)
             bar.set_label(unit_label(row[members[0]].unit), fontsize=8)
         label = "y [kpc]" if row[0].side else "y [pixel]"
