@@ -136,7 +136,7 @@ class Galaxy:
                     f"index {int(np.argmax(bad))} ({self.provenance}). The file is damaged or the field is not "
                     "what it is called; read the galaxy again or leave it out."
                 )
-        for name in ("mass", "support", "density"):
+        for name in ("mass", "density", "support"):  # a support may follow from the density
             if name in named and (named[name] < 0).any():
                 index = int(np.argmin(named[name]))
                 raise GalaxyError(

@@ -126,10 +126,10 @@ def photoionisation_rate(hydrogen_density_cm3: NDArray[np.floating], redshift: f
         (n,) 1/s.
 
     Raises:
-        ValueError: Outside 0 ≤ z ≤ 5, where the fit ends.
+        GalaxyError: Outside 0 ≤ z ≤ 5, where the fit ends.
     """
     if not -1e-6 <= redshift <= _SELF_SHIELDING[-1, 0]:
-        raise ValueError(f"the self-shielding fit covers redshifts 0 to 5, not {redshift:.3f}")
+        raise GalaxyError(f"the self-shielding fit covers redshifts 0 to 5, not {redshift:.3f}; leave out domain hi")
     log_n0, alpha1, alpha2, beta, f, rate = (
         float(np.interp(redshift, _SELF_SHIELDING[:, 0], column)) for column in _SELF_SHIELDING.T[1:]
     )

@@ -174,7 +174,7 @@ class Log(Scaling):
             ScalingError: A value is at or below -softening, where the logarithm ends.
         """
         ratio = _wide(x) / self.softening
-        if ratio.shape and math.prod(ratio.shape) and float(ratio.min()) <= -1:
+        if bool((ratio <= -1).any()):
             raise ScalingError(f"log scaling cannot take {float(ratio.min()) * self.softening:.4g}; use asinh")
         return _module(x).log1p(ratio) / self._top
 

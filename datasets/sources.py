@@ -8,7 +8,7 @@ import abc
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -221,7 +221,10 @@ class CutoutSource(GalaxySource):
 
     def read(self, number: int, need: Need) -> Galaxy:
         """One file."""
-        galaxy = read_cutout(self._paths()[number], need=need, partial=self.partial)
+        path = self._paths()[number]
+        galaxy = read_cutout(path, need=need, partial=self.partial)
+        if galaxy.number < 0:  # the file does not say which subhalo it is
+            galaxy = replace(galaxy, number=number, name=path.stem)
         galaxy.require_count(self.minimum_particles)
         return galaxy
 

@@ -57,15 +57,14 @@ class TrainConfig:
     evaluation: bool = True
 
 
-def _sampler(data: TranslationData, method: TranslationMethod) -> Callable[[nn.Module], Figure]:
+def _sampler(data: TranslationData) -> Callable[[nn.Module], Figure]:
     """Draws four validation maps (of the training part where there is no validation part)."""
     part = "validation" if len(data.views["validation"]) else "train"
     views = data.views[part][:: max(1, len(data.views[part]) // 4)][:4]
 
     def draw(averaged: nn.Module) -> Figure:
-        translator = Translator(method, data.translation)
-        estimate = translator(data.store, views)
-        method.train()
+        assert isinstance(averaged, TranslationMethod)
+        estimate = Translator(averaged, data.translation)(data.store, views)
         return comparison_figure(data.store, views, data.config.source, estimate)
 
     return draw
@@ -96,7 +95,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         lambda plan: data.loader(config.training, plan),
         config.training,
         Path(config.output),
-        Hooks(describe, _sampler(data, method), data.identify),
+        Hooks(describe, _sampler(data), data.identify),
         resume=config.resume,
     )
     if trainer.accelerator.is_main_process:

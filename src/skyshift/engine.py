@@ -291,6 +291,7 @@ class Trainer:
                 lr=self._base_rate(player),
                 betas=training.betas,
                 weight_decay=training.weight_decay,
+                fused=True,
             )
             self.networks[player], self.optimizers[player] = self.accelerator.prepare(network, optimizer)
         self.average = self._make_average()
@@ -365,7 +366,8 @@ class Trainer:
                         f"stopped as asked after step {self.step}; continue with --resume true from "
                         f"{self._last_checkpoint()}"
                     )
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # not end_training(), which would end the process group as well
+            tracker.finish()
         return self._last_checkpoint()
 
     def _micro_step(self, batch: Batch, stop: "_StopSignal") -> dict[str, Tensor]:
@@ -419,8 +421,10 @@ class Trainer:
     # -- what a run leaves behind -------------------------------------------------------------------------------
 
     def _open_log(self) -> None:
-        """Drop the lines of steps that will be done again, so that the log tells each step once."""
+        """Drop what a killed run left unfinished, and the log's lines of steps that will be done again."""
         if self.accelerator.is_main_process:
+            for unfinished in (self.folder / "checkpoints").glob(".step_*.partial"):
+                shutil.rmtree(unfinished)
             path = self.folder / "log.jsonl"
             lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
             kept = [line for line in lines if json.loads(line)["step"] <= self.step]
