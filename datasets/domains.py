@@ -90,6 +90,9 @@ DOMAINS: dict[str, Domain] = {
             "gas",
             lambda g, r: hydrogen.atomic_hydrogen_mass(g, r.molecular),
             fields=_HYDROGEN_FIELDS,
+            # HI saturates near 10 Msun/pc² (above, it turns molecular): a square root spans what is there, and errors
+            # count where the mass is.
+            scaling="power",
             colour_map="cividis",
         ),
         Domain(

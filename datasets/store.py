@@ -282,14 +282,10 @@ class MapStore:
         array = self._array(domain)
         if views is None:
             return np.asarray(array[:], np.float32)
-        views = np.asarray(views, np.int64)
-        if len(views) and len(views) == views[-1] - views[0] + 1 and (np.diff(views) == 1).all():
-            return np.asarray(array[int(views[0]) : int(views[-1]) + 1], np.float32)
-        return (
-            np.stack([np.asarray(array[int(v)], np.float32) for v in views])
-            if len(views)
-            else np.zeros((0, self.pixels, self.pixels), np.float32)
-        )
+        rows: NDArray[np.int64] = np.asarray(views, np.int64)
+        if not len(rows):
+            return np.zeros((0, self.pixels, self.pixels), np.float32)
+        return np.asarray(array.oindex[rows], np.float32)
 
     def records(self) -> list[ViewRecord]:
         """The rows of all finished shards, as they were written."""
