@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -38,9 +39,7 @@ def plan_of(config: BuildConfig, items: Sequence[Item]) -> dict[str, Any]:
 
 def _open_or_create(config: BuildConfig, items: Sequence[Item]) -> MapStore:
     plan = plan_of(config, items)
-    try:
-        store = MapStore(config.store)
-    except StoreError:
+    if not (Path(config.store) / "zarr.json").is_file():
         views = len(items) * config.rotations
         return MapStore.create(
             config.store,
@@ -51,6 +50,7 @@ def _open_or_create(config: BuildConfig, items: Sequence[Item]) -> MapStore:
             labels=config.source.labels(),
             plan=plan,
         )
+    store = MapStore(config.store)
     different = [key for key in plan if store.plan.get(key) != plan[key]]
     if different:
         key = different[0]

@@ -240,7 +240,7 @@ class MapStore:
             records: n rows, in order.
 
         Raises:
-            StoreError: Domains, shapes or rows are not those of the shard.
+            StoreError: Domains, shapes or rows are not those of the shard, or the disk is full.
         """
         rows = self.shard_rows(shard)
         if set(maps) != set(self.units):
@@ -253,11 +253,17 @@ class MapStore:
                 raise StoreError(f"shard {shard}, {domain}: shape {values.shape}, not {shape}")
             if not np.isfinite(values).all():
                 raise StoreError(f"shard {shard}: a map of {domain} holds values that are not finite")
-        for domain, values in maps.items():
-            self._array(domain)[rows.start : rows.stop] = np.asarray(values, np.float32)
         table = pa.Table.from_pylist([asdict(record) for record in records], schema=_SCHEMA)
-        with write_whole(self._part(shard)) as side:
-            pq.write_table(table, side)
+        try:
+            for domain, values in maps.items():
+                self._array(domain)[rows.start : rows.stop] = np.asarray(values, np.float32)
+            with write_whole(self._part(shard)) as side:
+                pq.write_table(table, side)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: shard {shard} cannot be written ({error}); make room and run the build again, it goes "
+                "on where it stopped"
+            ) from error
 
     def _array(self, domain: str) -> zarr.Array:
         array = self._group[f"maps/{domain}"]

@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 from matplotlib.figure import Figure
 from torch import nn
 
+from skyshift.checkpoint import CheckpointError, latest
 from skyshift.command import command, parse
 from skyshift.engine import Hooks, Trainer, TrainingConfig
 from skyshift.files import write_text
@@ -30,7 +31,7 @@ from skyshift.translate.methods.pix2pix import Pix2Pix
 from skyshift.translate.networks.patchgan import PatchGAN
 from skyshift.translate.networks.resnet import ResNet
 from skyshift.translate.networks.unet import UNet
-from skyshift.translate.translator import Translator
+from skyshift.translate.translator import Translation, Translator
 
 DEFAULT_CONFIG = "translate/gas_to_hi.yaml"
 NETWORKS = (UNet, ResNet, PatchGAN)
@@ -70,6 +71,25 @@ def _sampler(data: TranslationData) -> Callable[[nn.Module], Figure]:
     return draw
 
 
+def _require_same_data(checkpoint: Path, translation: Translation) -> None:
+    """A run goes on with the maps, the split and the scalings it began with.
+
+    Else galaxies that it was trained on would count as held out.
+
+    Raises:
+        CheckpointError: They are others.
+    """
+    begun = Translation.read(checkpoint)
+    before = {**begun.provenance, "source": begun.source, "target": begun.target}
+    now = {**translation.provenance, "source": translation.source, "target": translation.target}
+    for name in ("fingerprint", "split", "source", "target"):
+        if before[name] != now[name]:
+            raise CheckpointError(
+                f"{checkpoint} was trained with {name} = {before[name]}, this run has {now[name]}; a run continues "
+                "exactly or not at all. Start a new one with another --output"
+            )
+
+
 def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     """Train, and evaluate.
 
@@ -82,6 +102,9 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     """
     store = config.data.open()
     data = TranslationData(config.data, store, config.training.seed)
+    found = latest(Path(config.output)) if config.resume else None
+    if found:
+        _require_same_data(found, data.translation)
     set_seed(config.training.seed)  # the same weights on every process
     method = config.method(len(config.data.source), len(config.data.target))
     text = yaml.safe_dump(plain, sort_keys=False)

@@ -145,7 +145,13 @@ def make(node: Any, *, trust_remote_code: bool = False) -> Any:
     return node
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints ``step_…`` in a run's ``checkpoints`` folder, the newest last."""
+    found = [path for path in (folder / "checkpoints").glob("step_*") if path.is_dir()]
+    return sorted((path for path in found if path.name[5:].isdecimal()), key=lambda path: int(path.name[5:]))
+
+
 def latest(folder: Path) -> Path | None:
-    """The last checkpoint ``step_…`` in a run's ``checkpoints`` folder, or ``None``."""
-    steps = sorted(path for path in (folder / "checkpoints").glob("step_*") if path.is_dir())
-    return steps[-1] if steps else None
+    """The newest checkpoint of a run, or ``None``."""
+    found = checkpoints(folder)
+    return found[-1] if found else None

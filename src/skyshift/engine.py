@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 
 from skyshift.checkpoint import (
     CheckpointError,
+    checkpoints,
     latest,
     load_tensors,
     pack_optimizer,
@@ -279,6 +280,8 @@ class Trainer:
             raise TrainingError(
                 "fp16 with accumulation would mix loss scales between players; use bf16 or accumulate 1"
             )
+        if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise TrainingError("fp16 needs a GPU, on a CPU it would be float32 in silence; use bf16, no or auto")
         self.step = 0
         self.method = method.to(self.accelerator.device)
         self.loader = loader
@@ -330,7 +333,8 @@ class Trainer:
             accelerator.process_index,
             accelerator.num_processes,
         )
-        batches = iter(self.loader(plan))
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed, which a resumed run would draw once more
+            batches = iter(self.loader(plan))
         self.method.train()
         bar = tqdm(
             total=training.steps,
@@ -385,23 +389,37 @@ class Trainer:
                     loss, parts = method.loss(player, self.networks, batch, shared)
                 self._require_finite(player, loss, batch)
                 accelerator.backward(loss)
-                if accelerator.sync_gradients and self.training.clip:
-                    accelerator.unscale_gradients(optimizer)
-                    nn.utils.clip_grad_norm_(getattr(method, player).parameters(), self.training.clip)
+                if accelerator.sync_gradients:
+                    self._clip(player, optimizer)
                 optimizer.step()
                 optimizer.zero_grad()
                 logs.update({name: value.detach() for name, value in {player: loss, **parts}.items()})
         return logs
 
+    def _clip(self, player: str, optimizer: Any) -> None:
+        """Bound a gradient, the same on every process; stop before one that is not finite reaches the weights."""
+        if self.accelerator.scaler and not self.training.clip:
+            return
+        self.accelerator.unscale_gradients(optimizer)
+        norm = nn.utils.clip_grad_norm_(getattr(self.method, player).parameters(), self.training.clip or math.inf)
+        # With float16 the scaler leaves out such a step and lowers its scale.
+        if not self.accelerator.scaler and not bool(torch.isfinite(norm)):
+            raise TrainingError(
+                f"the gradient of the {player} is not finite at step {self.step}, though its loss is; {self._kept()}. "
+                "Lower training.learning_rate, or look for a root or a logarithm of zero in the loss"
+            )
+
+    def _kept(self) -> str:
+        found = latest(self.folder)
+        return f"the last good checkpoint is {found}" if found else "there is no checkpoint yet"
+
     def _require_finite(self, player: str, loss: Tensor, batch: Batch) -> None:
         """Stop before a loss that is not finite reaches the weights, on every process at once."""
         finite = bool(torch.isfinite(loss))
         if self._anywhere(not finite):
-            found = latest(self.folder)
-            kept = f"the last good checkpoint is {found}" if found else "there is no checkpoint yet"
             whose = f"samples: {self.hooks.identify(batch)}" if not finite else "in another process's batch"
             raise TrainingError(
-                f"the loss of the {player} is {float(loss):.4g} at step {self.step}, {whose}; {kept}. Look at these "
+                f"the loss of the {player} is {loss.item():.4g} at step {self.step}, {whose}; {self._kept()}. Look at these "
                 "maps, lower training.learning_rate or set training.clip"
             )
 
@@ -427,7 +445,8 @@ class Trainer:
                 shutil.rmtree(unfinished)
             path = self.folder / "log.jsonl"
             lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            # A line that a crash cut short is of a step that will be done again.
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
             write_text(path, "".join(line + "\n" for line in kept))
         self.accelerator.init_trackers("tensorboard")
 
@@ -496,7 +515,7 @@ class Trainer:
                 for rank, state in enumerate(states):
                     save_tensors(folder / "state" / f"random_{rank:04d}.safetensors", *state)
                 (folder / "state" / "progress.json").write_text(json.dumps(self._facts(), indent=2))
-            for old in sorted((self.folder / "checkpoints").glob("step_*"))[: -self.training.keep]:
+            for old in checkpoints(self.folder)[: -self.training.keep]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
@@ -507,6 +526,8 @@ class Trainer:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} cannot be continued from: {error}") from None
         mine = self._facts()
+        if not isinstance(facts, dict) or facts.keys() != mine.keys():
+            raise CheckpointError(f"{folder} cannot be continued from: state/progress.json is damaged")
         for name in ("processes", "batch_size", "accumulate", "seed"):
             if facts[name] != mine[name]:
                 raise CheckpointError(

@@ -68,15 +68,16 @@ def trainer_of(folder, store, *, resume=False, spoil=None, hooks=None, dropout=0
     )
     set_seed(config.seed)
 
-    def loader(plan):
-        for number, batch in enumerate(data.loader(config, plan), start=plan.first):
-            if spoil:
-                spoil(number, batch)
+    def spoiled(batches, first):
+        for number, batch in enumerate(batches, start=first):
+            spoil(number, batch)
             yield batch
 
-    return Trainer(
-        pix2pix(dropout), loader, config, folder, hooks or Hooks(identify=data.identify), resume=resume
-    )
+    def loader(plan):
+        batches = data.loader(config, plan)
+        return spoiled(iter(batches), plan.first) if spoil else batches
+
+    return Trainer(pix2pix(dropout), loader, config, folder, hooks or Hooks(identify=data.identify), resume=resume)
 
 
 def contents(folder):
@@ -105,14 +106,15 @@ def stop_at(micro_batch):
 # --- resuming
 
 
-def test_a_resumed_run_is_the_straight_run_bit_for_bit(tiny_store, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(tiny_store, tmp_path, workers):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     trainer_of(straight, tiny_store, **EXACTING).run()
     with pytest.raises(InterruptedError):  # in the middle of an accumulated step, the fifth
         trainer_of(broken, tiny_store, spoil=stop_at(9), **EXACTING).run()
     assert checkpoints(broken) == ["step_0000003"]
     torch.manual_seed(999)
-    trainer_of(broken, tiny_store, resume=True, **EXACTING).run()
+    trainer_of(broken, tiny_store, resume=True, workers=workers, **EXACTING).run()
     # Weights, averages, optimizers, learning rates and random generators: every file of the checkpoint.
     assert contents(latest(broken)) == contents(latest(straight))
     assert log_of(broken) == log_of(straight)
@@ -292,7 +294,9 @@ def assert_same_tensors(found, wanted, tolerance):
     assert scale > 0
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_two_micro_batches_are_one_batch_of_twice_the_size(tiny_store, tmp_path):
@@ -432,7 +436,7 @@ def test_bfloat16_is_close_to_float32(tiny_store, tmp_path):
     trainer_of(tmp_path / "no", tiny_store, dropout=0.0).run()
     trainer_of(tmp_path / "bf16", tiny_store, dropout=0.0, precision="bf16").run()
     for half, full in zip(log_of(tmp_path / "bf16"), log_of(tmp_path / "no"), strict=True):
-        # Eight bits of mantissa: 0.4 % an operation, and some ten layers.
+        # Eight bits of mantissa: 0.4 % an operation, and some ten layers whose errors do not add up alike.
         assert half["l1"] == pytest.approx(full["l1"], rel=0.02)
     weights = load_file(latest(tmp_path / "bf16") / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32}
@@ -441,11 +445,10 @@ def test_bfloat16_is_close_to_float32(tiny_store, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="float16 is a GPU's")
 def test_float16_without_a_gpu_is_refused(tmp_path):
-    with pytest.raises(TrainingError, match="fp16 mixed precision requires a GPU"):
+    with pytest.raises(TrainingError, match="fp16 needs a GPU"):
         line_of(tmp_path, precision="fp16")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 needs a GPU")
 def test_float16_with_accumulation_of_two_players_is_refused(tiny_store, tmp_path):
     with pytest.raises(TrainingError, match="fp16 with accumulation would mix loss scales"):
         trainer_of(tmp_path, tiny_store, precision="fp16", accumulate=2)
@@ -506,7 +509,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(tmp_path, clip):
 
 def test_more_processes_asked_than_seen_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match=r"asks for 2 processes, Accelerate sees 1.*ACCELERATE_USE_CPU=true torchrun"):
+    with pytest.raises(
+        TrainingError, match=r"asks for 2 processes, Accelerate sees 1.*ACCELERATE_USE_CPU=true torchrun"
+    ):
         line_of(tmp_path)
     assert not contents(tmp_path)
 
@@ -518,7 +523,9 @@ def test_a_signal_is_granted_between_steps(tiny_store, tmp_path):
             signal.raise_signal(signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(TrainingError, match=r"stopped as asked after step 2; continue with --resume true from .*0000002"):
+    with pytest.raises(
+        TrainingError, match=r"stopped as asked after step 2; continue with --resume true from .*0000002"
+    ):
         trainer_of(tmp_path, tiny_store, spoil=spoil, **EXACTING).run()
     assert signal.getsignal(signal.SIGTERM) is before
     trainer_of(tmp_path, tiny_store, resume=True, **EXACTING).run()
@@ -682,9 +689,7 @@ def one_process(tiny_store, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-def test_two_processes_are_one_with_batches_of_twice_the_size(
-    launcher, one_process, tiny_store, tmp_path, repository
-):
+def test_two_processes_are_one_with_batches_of_twice_the_size(launcher, one_process, tiny_store, tmp_path, repository):
     config = command_config(tmp_path / "run.yaml", tiny_store, steps=4, clip=0.5)
     output = tmp_path / "run"
     options = ["--output", output, "--method.init_args.generator.init_args.dropout", "0"]
@@ -700,11 +705,16 @@ def test_two_processes_are_one_with_batches_of_twice_the_size(
     assert len(ours) == len(wanted) == 4
     for two, one in zip(ours, wanted, strict=True):
         assert two == pytest.approx(one, rel=1e-4)  # rounding, which four steps of Adam enlarge
-    # Adam divides by the gradient's size: where that is rounding alone a weight moves by up to the learning rate.
-    two, one = (load_file(latest(folder) / "model.safetensors") for folder in (output, one_process))
-    for name, weight in one.items():
-        assert float((two[name] - weight).abs().max()) <= 4 * 2 * 2e-4, name
-        assert float((two[name] - weight).abs().mean()) <= 1e-5, name
+    for player in ("generator", "discriminator"):
+        assert_same_tensors(first_gradients(output, player), first_gradients(one_process, player), 1e-4)
+    # Adam divides by the gradient's size: a bias before a normalisation, whose gradient is rounding alone, moves by
+    # up to the learning rate a step. These few are small beside the weights.
+    two, one = (
+        torch.cat([value.ravel() for value in load_file(latest(folder) / "model.safetensors").values()])
+        for folder in (output, one_process)
+    )
+    assert float((two - one).abs().max()) <= 4 * 2e-4
+    assert float((two - one).abs().median()) <= 1e-7
 
 
 @pytest.mark.slow
