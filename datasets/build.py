@@ -7,6 +7,8 @@ A build may be interrupted at any moment: shards that are done are skipped the n
 there.
 """
 
+import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
+
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -31,7 +33,12 @@ def plan_of(config: BuildConfig, items: Sequence[Item]) -> dict[str, Any]:
     plan = {k: v for k, v in asdict(config).items() if k not in ("source", "store", "workers")}
     return {
         "source": f"{type(config.source).__name__}",
-        "settings": {k: str(v) for k, v in vars(config.source).items() if not k.startswith("_")},
+        "settings": {
+            # A mapping is the same in any order.
+            k: str(dict(sorted(v.items())) if isinstance(v, dict) else v)
+            for k, v in vars(config.source).items()
+            if not k.startswith("_")
+        },
         "galaxies": len(items),
         **plan,
     }

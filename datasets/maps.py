@@ -56,14 +56,16 @@ class Maps:
         """The same maps in another unit.
 
         Raises:
-            MapError: The units measure different things.
+            MapError: The units measure different things, or ``unit`` is none.
         """
-        if units.Unit(unit) == units.Unit(self.unit):
-            return replace(self, unit=unit)
         try:
+            if units.Unit(unit) == units.Unit(self.unit):
+                return replace(self, unit=unit)
             factor = units.Unit(self.unit).to(units.Unit(unit))
         except units.UnitConversionError:
             raise MapError(f"maps of '{self.domain}' are in {self.unit}, which is not convertible to {unit}") from None
+        except ValueError as error:
+            raise MapError(f"{self.domain}: '{unit}' is no unit ({error})") from None
         return replace(self, values=(self.values * np.float64(factor)).astype(np.float32), unit=unit)
 
     def require_finite(self) -> None:

@@ -11,7 +11,7 @@ from skyshift.datasets.domains import Recipes, View, make_maps, needed_fields
 from skyshift.datasets.galaxy import Galaxy, GalaxyError
 from skyshift.datasets.projection import random_rotations
 from skyshift.datasets.smoothing import with_support
-from skyshift.datasets.sources import GalaxySource, Item, RegionSource, SyntheticSource
+from skyshift.datasets.sources import GalaxySource, Item, RegionSource
 from skyshift.datasets.store import MapStore, ViewRecord
 from skyshift.errors import SkyshiftError
 
@@ -31,6 +31,11 @@ class FieldOfView:
     of: str = "stars"
     kpc: float = 0.0
     depth: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, fine in (("radii", self.radii > 0), ("kpc", self.kpc >= 0), ("depth", self.depth >= 0)):
+            if not fine:
+                raise SkyshiftError(f"field_of_view.{name} cannot be {getattr(self, name)}")
 
     def side(self, galaxy: Galaxy) -> float:
         """Full side of the map of ``galaxy``, kpc.
@@ -66,7 +71,7 @@ class BuildConfig:
         workers: Processes that build.
     """
 
-    source: GalaxySource = field(default_factory=SyntheticSource)
+    source: GalaxySource  # no default: jsonargparse would carry its settings over to a source of another class
     store: str = "data/synthetic/maps.zarr"
     domains: list[str] = field(default_factory=lambda: ["dm", "gas", "stars", "hi", "temperature", "bfield"])
     pixels: int = 64
@@ -77,7 +82,7 @@ class BuildConfig:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("pixels", 1), ("rotations", 1), ("workers", 1)):
+        for name, least in (("pixels", 1), ("rotations", 1), ("workers", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise SkyshiftError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not self.domains:

@@ -238,7 +238,7 @@ def _box(folder: str, need: frozenset[tuple[str, frozenset[str]]], partial: bool
 class RegionSource(GalaxySource):
     """Regions around the density peaks of a subbox, or of any snapshot without a catalogue.
 
-    Peaks are gas cells, taken by falling density, at least ``separation`` apart. A region is the sphere around a map
+    A peak is the densest gas cell within ``separation`` of itself. A region is the sphere around a map
     of ``side`` that any rotation keeps inside; regions that leave the box, or that touch space where cells are missing
     (a chunk that is not there), are left out. Regions whose spheres overlap, directly or through others, form one
     split group, so that no volume is on two sides of a split.
@@ -246,16 +246,16 @@ class RegionSource(GalaxySource):
     Attributes:
         folder: Holds the chunks.
         side: Side of the maps, kpc.
-        separation: Least distance between peaks, kpc.
+        separation: A peak is the densest cell within this distance, kpc.
         minimum_density: Least gas density of a peak, Msun/kpc³.
         limit: At most so many, densest first; 0 for no limit.
         partial: Go on although chunks are missing.
     """
 
     folder: str = ""
-    side: float = 300.0
-    separation: float = 75.0
-    minimum_density: float = 300.0
+    side: float = 200.0
+    separation: float = 100.0
+    minimum_density: float = 100.0
     limit: int = 0
     partial: bool = False
 
@@ -278,12 +278,14 @@ class RegionSource(GalaxySource):
         hole = _hole(position, cell_radius(gas.mass, density), low, high)
         if len(hole) and candidate.any():
             candidate[candidate] = cKDTree(hole).query(position[candidate])[0] > self.radius
+        tree = cKDTree(position)
         order = np.flatnonzero(candidate)[np.argsort(-density[candidate], kind="stable")]
         chosen: list[int] = []
         for index in order:
             if self.limit and len(chosen) == self.limit:
                 break
-            if not chosen or np.linalg.norm(position[chosen] - position[index], axis=1).min() >= self.separation:
+            around = tree.query_ball_point(position[index], self.separation)
+            if density[index] >= density[around].max():
                 chosen.append(int(index))
         if not chosen:
             raise SnapshotError(

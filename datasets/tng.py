@@ -67,7 +67,8 @@ def half_mass_radius(particles: Particles) -> float:
     radius = np.linalg.norm(particles.position, axis=1)
     order = np.argsort(radius)
     enclosed = np.cumsum(particles.mass[order])
-    return float(radius[order][np.searchsorted(enclosed, 0.5 * enclosed[-1])])
+    half = min(int(np.searchsorted(enclosed, 0.5 * enclosed[-1])), len(order) - 1)  # beyond: masses that Galaxy refuses
+    return float(radius[order][half])
 
 
 def _split_wind(kinds: dict[str, Particles], where: str) -> dict[str, Particles]:
@@ -185,11 +186,14 @@ def read_cutout(
         raise SnapshotError(f"{path} holds no particles at all; the subhalo has none of the types asked for")
     kinds.update({kind: no_particles(kind, header) for kind in none})
     kinds = _split_wind(kinds, str(path))
-    origin = np.asarray(next(p.position[0] for p in kinds.values() if len(p)))
     if centre is None:
-        position = np.concatenate([unwrap(p.position, origin, header.box_size) for p in kinds.values()])
-        offset = _shrinking_centre(position, np.concatenate([p.mass for p in kinds.values()]))
-        middle = (origin + offset) % header.box_size
+        position, mass = (np.concatenate([p[name] for p in kinds.values()]) for name in ("position", "mass"))
+        sound = np.isfinite(position).all(axis=1) & np.isfinite(mass) & (mass > 0)  # Galaxy refuses the rest by name
+        middle = np.zeros(3)
+        if sound.any():
+            origin = position[sound][0]
+            offset = _shrinking_centre(unwrap(position[sound], origin, header.box_size), mass[sound])
+            middle = (origin + offset) % header.box_size
     else:
         middle = np.asarray(centre, np.float64)
     kinds = {k: replace(p, position=unwrap(p.position, middle, header.box_size)) for k, p in kinds.items()}
@@ -383,12 +387,14 @@ class Snapshot:
             stored = illustris_python.snapshot.loadSubhalo(
                 str(self.base_path), self.number, number, PARTICLE_TYPES[kind], fields=fields
             )
-        except (OSError, KeyError) as error:
+        except Exception as error:  # the library raises bare exceptions for what it cannot read
             raise SnapshotError(
                 f"subhalo {number} of {self.base_path}, snapshot {self.number}: its {kind} particles lie in a chunk "
                 f"that is missing or damaged ({error})"
             ) from error
-        stored.pop("count")
+        if not isinstance(stored, dict):  # a single field comes as a bare array
+            stored = {fields[0]: stored}
+        stored.pop("count", None)
         return to_particles(kind, stored, self.header)
 
 
@@ -398,7 +404,7 @@ class Box:
     Args:
         folder: Holds ``*.0.hdf5``, ``*.1.hdf5``, …
         need: Kind to the fields that must be there; only these kinds are read. By default all kinds.
-        partial: Read what there is although chunks are missing; see :attr:`missing`.
+        partial: Read what there is although chunks are missing (see :attr:`missing`) or thinned.
 
     Attributes:
         header: Of the first chunk.
@@ -427,7 +433,7 @@ class Box:
             with _open(path) as file:
                 header = read_header(file)
                 for kind in asked:
-                    part = _read_group(file, kind, header, partial=False)
+                    part = _read_group(file, kind, header, partial)
                     if part:
                         stored[kind].append(part)
         have = {kind: set.intersection(*(set(p) for p in parts)) for kind, parts in stored.items() if parts}

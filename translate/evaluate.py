@@ -11,6 +11,8 @@ A map whose true total is below a thousandth of the median training one holds no
 elliptical, say): relative errors and correlations leave it out, and what is wrongly seen in it has a row of its own.
 """
 
+import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
+
 import csv
 import io
 import sys

@@ -8,6 +8,9 @@ goes on where it stopped. FITS, HDF5 and NPY files become any of these; FITS kee
 among them. The output is float32 with units, written whole or not at all.
 """
 
+import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
+
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -50,11 +53,20 @@ class GenerateConfig:
     trust_remote_code: bool = False
 
 
+_PATHS = ("translated_from", "checkpoint")
+"""Recorded, but what tells two translations apart are the fingerprints: a run may be moved, or trained anew."""
+
+
 def _plan(translator: Translator, store: MapStore, checkpoint: Path) -> dict[str, Any]:
+    weights = hashlib.sha256()
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        weights.update(path.read_bytes())
     return {
         "translated_from": str(store.path),
         "fingerprint": fingerprint(store),
         "checkpoint": str(checkpoint),
+        "weights": weights.hexdigest(),
+        "precision": translator.precision,
         "training": translator.translation.provenance,
         "plan": store.plan,
     }
@@ -77,7 +89,7 @@ def translate_store(translator: Translator, store: MapStore, output: Path, check
     plan = _plan(translator, store, checkpoint)
     if output.exists():
         made = MapStore(output)
-        if made.plan != plan:
+        if any(made.plan.get(key) != plan[key] for key in plan if key not in _PATHS):
             raise StoreError(
                 f"{output} was made from another store or checkpoint; choose another output or delete this one"
             )
@@ -112,11 +124,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not config.input or not config.output:
         raise SkyshiftError("name what to translate (--input) and where to write it (--output)")
     source, output = Path(config.input), Path(config.output)
+    if not source.exists():
+        raise SkyshiftError(f"there is no {source} to translate (--input)")
     to_store = output.suffix == ".zarr"
+    if to_store and not source.is_dir():
+        raise SkyshiftError(f"{source} is a file: it has no catalogue for a store; write FITS, HDF5 or NPY")
     if not to_store:
-        file_format(output)
-        if output.exists():
-            raise SkyshiftError(f"{output} exists already; choose another output or delete it")
+        beside = [output.with_suffix(".json")] if file_format(output) == "npy" else []
+        for path in (output, *beside):
+            if path.exists():
+                raise SkyshiftError(f"{path} exists already; choose another output or delete it")
     checkpoint = find_checkpoint(config.checkpoint)
     translator = Translator.from_pretrained(
         checkpoint,
@@ -135,8 +152,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_maps(output, maps)
             count = store.views
     else:
-        if to_store:
-            raise SkyshiftError(f"{source} is a file: it has no catalogue for a store; write FITS, HDF5 or NPY")
         maps = translator(read_maps(source, domain=config.domain or None, unit=config.unit or None))
         write_maps(output, maps)
         count = len(next(iter(maps.values())))

@@ -6,6 +6,8 @@
 Without ``--config`` it runs the embedded default: a toy simulation in the real snapshot format, gas to HI, pix2pix.
 """
 
+import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
+
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +53,7 @@ class TrainConfig:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    method: Callable[[int, int], TranslationMethod] = lambda source, target: Pix2Pix(source, target)
+    method: Callable[[int, int], TranslationMethod] = Pix2Pix  # by its class, which can be written to a file
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: str = "runs/gas_to_hi"
     resume: bool = False

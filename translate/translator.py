@@ -25,6 +25,7 @@ from skyshift.datasets.domains import DOMAINS
 from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.scaling import Scaling, scaling_from_dict
 from skyshift.datasets.store import MapStore
+from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
 from skyshift.translate.methods.base import TranslationMethod
 
@@ -114,7 +115,9 @@ class Translation:
             )
         except FileNotFoundError:
             raise CheckpointError(f"{folder} is no translation checkpoint: it has no translation.json") from None
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except SkyshiftError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'translation.json'} is damaged ({error!r})") from None
 
 
@@ -139,7 +142,11 @@ def make_method(config: Mapping[str, Any], sources: int, targets: int, trust_rem
     Raises:
         CheckpointError: It is not of this package and not trusted, or is no translation method.
     """
-    method = make(config, trust_remote_code=trust_remote_code)(sources, targets)
+    made = make(config, trust_remote_code=trust_remote_code)
+    try:
+        method = made(sources, targets)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{config['class_path']} cannot be made as the checkpoint says: {error}") from error
     if not isinstance(method, TranslationMethod):
         raise CheckpointError(f"{config.get('class_path')} is no translation method")
     return method
@@ -195,6 +202,7 @@ class Translator:
         translation = Translation.read(folder)
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["method"]
+            config["class_path"]
         except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
             raise CheckpointError(f"{folder / 'config.yaml'} names no method ({error!r})") from None
         method = make_method(config, len(translation.source), len(translation.target), trust_remote_code)
@@ -260,6 +268,8 @@ class Translator:
         elif isinstance(maps, Maps):
             maps = {maps.domain: maps}
         elif isinstance(maps, np.ndarray):
+            if maps.ndim not in (2, 3):
+                raise MapError(f"maps have shape (n, height, width) or (height, width), not {maps.shape}")
             values = np.asarray(maps, np.float32).reshape(-1, *maps.shape[-2:])
             if len(self.source) != 1:
                 raise MapError(f"this checkpoint takes {len(self.source)} domains; give them by name")

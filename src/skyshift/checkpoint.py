@@ -102,8 +102,10 @@ def set_random_state(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
     random.setstate((version, tuple(internal), following))
 
 
-def _resolve(path: str, trusted: bool) -> type:
+def _resolve(path: Any, trusted: bool) -> type:
     """The class at an import path, which must be defined in this package unless the reader trusts it."""
+    if not isinstance(path, str):
+        raise CheckpointError(f"the checkpoint names {path!r} where the path of a class should stand")
     module_name, _, name = path.rpartition(".")
     if not trusted and not module_name.startswith("skyshift."):
         raise CheckpointError(

@@ -38,6 +38,9 @@ def command(main: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         except SkyshiftError as error:
             print(f"error: {error}", file=sys.stderr)
             raise CommandError(1) from error
+        except KeyboardInterrupt:
+            print("interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)
+            raise CommandError(130) from None
 
     return wrapped
 
@@ -109,8 +112,9 @@ def make_parser(config_class: type, description: str, offered: Sequence[type] = 
         description: For ``--help``.
         offered: Base classes whose subclasses a configuration may name; for error messages.
     """
-    parser = Parser(description=description)
-    parser.offered = tuple(offered)
+    # jsonargparse makes the parsers of nested classes of the same type, so the type knows what is offered.
+    kind: type[Parser] = type("Parser", (Parser,), {"offered": tuple(offered)})
+    parser = kind(description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(config_class)
     return parser

@@ -419,8 +419,8 @@ class Trainer:
         if self._anywhere(not finite):
             whose = f"samples: {self.hooks.identify(batch)}" if not finite else "in another process's batch"
             raise TrainingError(
-                f"the loss of the {player} is {loss.item():.4g} at step {self.step}, {whose}; {self._kept()}. Look at these "
-                "maps, lower training.learning_rate or set training.clip"
+                f"the loss of the {player} is {loss.item():.4g} at step {self.step}, {whose}; {self._kept()}. "
+                "Look at these maps, lower training.learning_rate or set training.clip"
             )
 
     def _anywhere(self, flag: bool) -> bool:

@@ -71,8 +71,12 @@ def write_folder_whole(path: str | Path) -> Iterator[Path]:
         if path.exists():
             old = _side_name(path)
             os.replace(path, old)
-            os.replace(side, path)
-            shutil.rmtree(old)
+            try:
+                os.replace(side, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(side, path)
     except BaseException:

@@ -201,7 +201,7 @@ def test_an_unknown_domain_names_the_nearest():
         get_domain("temprature")
     with pytest.raises(DomainError, match=message):
         needed_fields(["gas", "temprature"])
-    with pytest.raises(DomainError, match="unknown domain 'HI'. Did you mean 'hi'"):
+    with pytest.raises(DomainError, match=r"unknown domain 'HI'\. Did you mean 'hi'"):
         get_domain("HI")
 
 

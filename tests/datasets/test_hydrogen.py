@@ -65,15 +65,15 @@ def test_thin_gas_feels_the_whole_background_and_dense_gas_none():
 def test_the_published_fit_at_redshift_zero():
     """Rahmati et al. (2013), A1, with log n0 = -2.94, α1 = -3.98, α2 = -1.09, β = 1.29, f = 0.01, typed in again."""
     n0 = 10**-2.94
-    expected = UVB * (
-        0.99 * (1 + (DENSITIES / n0) ** 1.29) ** -3.98 + 0.01 * (1 + DENSITIES / n0) ** -1.09
-    )
+    expected = UVB * (0.99 * (1 + (DENSITIES / n0) ** 1.29) ** -3.98 + 0.01 * (1 + DENSITIES / n0) ** -1.09)
     np.testing.assert_allclose(photoionisation_rate(DENSITIES, 0.0), expected, rtol=1e-12)
     # at the threshold itself 0.99 × 2^-3.98 + 0.01 × 2^-1.09 = 0.0674
     assert photoionisation_rate(np.array([n0]), 0.0)[0] / UVB == pytest.approx(0.0674, abs=5e-5)
 
 
-@pytest.mark.parametrize(("redshift", "rate"), [(0, 3.99e-14), (1, 3.03e-13), (2, 6.0e-13), (3, 5.53e-13), (5, 3.52e-13)])
+@pytest.mark.parametrize(
+    ("redshift", "rate"), [(0, 3.99e-14), (1, 3.03e-13), (2, 6.0e-13), (3, 5.53e-13), (5, 3.52e-13)]
+)
 def test_the_background_at_the_redshifts_of_the_table(redshift, rate):
     assert photoionisation_rate(np.array([1e-10]), redshift)[0] == pytest.approx(rate, rel=1e-5)
 

@@ -223,7 +223,9 @@ def test_an_incomplete_store_says_how_to_go_on(tmp_path):
     store = empty_store(tmp_path / "maps.zarr")
     fill(store, random_maps(10), range(1, 2))
     assert not store.complete
-    with pytest.raises(StoreError, match=r"not finished: 2 of 3 shards are missing, first shard 0; run the build again"):
+    with pytest.raises(
+        StoreError, match=r"not finished: 2 of 3 shards are missing, first shard 0; run the build again"
+    ):
         store.require_complete()
 
 
@@ -253,7 +255,7 @@ build_store(BuildConfig(source, path, pixels=32, rotations=2, field_of_view=Fiel
 
 @pytest.mark.parametrize("where", ["no part", "half a part"])
 def test_a_killed_build_goes_on_and_ends_the_same(tmp_path, tiny_simulation, tiny_store, where):
-    """SIGKILL in the fifth of twelve shards: four stay as they are, the rest comes out byte by byte as uninterrupted."""
+    """SIGKILL in the fifth of twelve shards: four stay, the rest comes out byte by byte as if uninterrupted."""
     path = tmp_path / "maps.zarr"
     arguments = [sys.executable, "-c", KILLED, str(tiny_simulation), str(path), "5", where]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
