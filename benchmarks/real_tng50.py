@@ -100,7 +100,7 @@ def main() -> None:
         "# Real input: gas to HI around the density peaks of TNG50-4",
         "",
         "`python benchmarks/real_tng50.py` made this page. Source: subbox 0 of TNG50-4 at z = 0, ten of its eleven "
-        f"chunks (one is missing). {store.views} views (8 rotations) of {store.views // 8} regions of 200 kpc around "
+        f"chunks (one is missing). {store.views} views (16 rotations) of {store.views // 16} regions of 200 kpc around "
         f"gas density peaks; regions whose sphere of {radius:.0f} kpc touches the hole of the missing chunk or leaves "
         "the box are left out. Split by region of space: regions that overlap, directly or through others, form one "
         "group; "

@@ -12,6 +12,7 @@ import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torc
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -108,6 +109,11 @@ def _build_in_parallel(config: BuildConfig, items: Sequence[Item], todo: Sequenc
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
+        except BrokenProcessPool as error:
+            raise StoreError(
+                f"{config.store}: a worker was killed, most likely for want of memory; shards that are done are kept, "
+                "run the build again with fewer workers"
+            ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -76,8 +76,12 @@ def split_views(catalogue: Table, split: Split) -> dict[str, NDArray[np.int64]]:
     side = np.empty(len(groups), np.int64)
     # Large groups first: a small one can still fill a gap, a large one cannot. Equal sizes stand in random order.
     shuffled = np.random.default_rng(split.seed).permutation(len(groups))
-    for group in shuffled[np.argsort(-size[shuffled], kind="stable")]:
-        side[group] = int(np.argmax(np.where(share > 0, share - held / len(catalogue), -np.inf)))
+    for left, group in zip(
+        range(len(groups), 0, -1), shuffled[np.argsort(-size[shuffled], kind="stable")], strict=True
+    ):
+        empty = (share > 0) & (held == 0)
+        open_parts = empty if left <= empty.sum() else share > 0  # the last groups go where there is nothing yet
+        side[group] = int(np.argmax(np.where(open_parts, share - held / len(catalogue), -np.inf)))
         held[side[group]] += size[group]
     for part, wanted, got in zip(PARTS, share, held, strict=True):
         if wanted > 0 and not got:

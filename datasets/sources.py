@@ -254,8 +254,8 @@ class RegionSource(GalaxySource):
 
     folder: str = ""
     side: float = 200.0
-    separation: float = 100.0
-    minimum_density: float = 100.0
+    separation: float = 50.0
+    minimum_density: float = 1000.0
     limit: int = 0
     partial: bool = False
 

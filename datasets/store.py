@@ -24,7 +24,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from skyshift.errors import SkyshiftError
-from skyshift.files import write_folder_whole, write_whole
+from skyshift.files import flush, write_folder_whole, write_whole
 from skyshift.naming import unknown
 
 FORMAT = 1
@@ -199,9 +199,12 @@ class MapStore:
     def _part(self, shard: int) -> Path:
         return self.path / "catalogue" / f"part-{shard:05d}.parquet"
 
+    def _file(self, domain: str, shard: int) -> Path:
+        return self.path / "maps" / domain / "c" / str(shard) / "0" / "0"
+
     def is_done(self, shard: int) -> bool:
-        """Whether a shard is whole."""
-        return self._part(shard).is_file()
+        """Whether a shard is whole: its catalogue part is there, and so are the maps that it speaks of."""
+        return self._part(shard).is_file() and all(self._file(name, shard).is_file() for name in self.units)
 
     @property
     def complete(self) -> bool:
@@ -255,8 +258,11 @@ class MapStore:
                 raise StoreError(f"shard {shard}: a map of {domain} holds values that are not finite")
         table = pa.Table.from_pylist([asdict(record) for record in records], schema=_SCHEMA)
         try:
-            for domain, values in maps.items():
-                self._array(domain)[rows.start : rows.stop] = np.asarray(values, np.float32)
+            # Shards of empty maps are written as well: a file that is not there then always means one that was lost.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                for domain, values in maps.items():
+                    self._array(domain)[rows.start : rows.stop] = np.asarray(values, np.float32)
+                    flush(self._file(domain, shard))
             with write_whole(self._part(shard)) as side:
                 pq.write_table(table, side)
         except OSError as error:

@@ -7,7 +7,7 @@ quantile of the non-zero pixels of the training maps, one for all maps. r(k) and
 wave numbers up to half of Nyquist in each map. Intervals are 68 % of bootstrap samples of galaxies, so that views of
 one galaxy do not count as independent.
 
-A map whose true total is below a thousandth of the median training one holds no signal to speak of (50 Msun of HI in an
+A map whose true total is below a thousandth of the mean training one holds no signal to speak of (50 Msun of HI in an
 elliptical, say): relative errors and correlations leave it out, and what is wrongly seen in it has a row of its own.
 """
 
@@ -44,7 +44,7 @@ from skyshift.translate.metrics.physics import (
     radial_profile_error,
     total_error,
 )
-from skyshift.translate.translator import Translator, find_checkpoint
+from skyshift.translate.translator import Translator, find_checkpoint, store_maps
 
 Values = NDArray[np.float64]
 
@@ -108,10 +108,10 @@ METRICS = (
     Metric("profile_error", "radial profile, median error [%]", lambda v: 100 * _median_size(v), -1, 2),
     Metric("power_error", "P(k) at k < ½ Nyquist, median error [%]", lambda v: 100 * _median_size(v), -1, 2),
     Metric("correlation", "r(k), mean at k < ½ Nyquist", _mean, 1, 4),
-    Metric("false_signal", "total seen where there is none [% of a median map]", lambda v: 100 * _mean(v), -1, 2),
+    Metric("false_signal", "total seen where there is none [% of a mean map]", lambda v: 100 * _mean(v), -1, 2),
 )
 FAINT = 1e-3
-"""Share of the median training total below which a map holds no signal to speak of."""
+"""Share of the mean training total below which a map holds no signal to speak of."""
 
 HEADLINE = ("psnr", "total_error", "correlation")
 
@@ -122,7 +122,7 @@ class Yardstick:
 
     Attributes:
         data_range: Of PSNR and SSIM: 99.9 % quantile of the lit pixels, in the maps' unit.
-        typical_total: Median over maps of the sum over pixels times pixel area.
+        typical_total: Mean over maps of the sum over pixels times pixel area.
     """
 
     data_range: float
@@ -132,7 +132,7 @@ class Yardstick:
     def fit(cls, maps: NDArray[np.float32], side: NDArray[np.float64]) -> "Yardstick":
         """From training maps (n, height, width) with sides (n,) in kpc."""
         lit = maps[maps > 0]
-        return cls(float(np.quantile(lit, 0.999)) if lit.size else 1.0, float(np.median(_totals(maps, side))))
+        return cls(float(np.quantile(lit, 0.999)) if lit.size else 1.0, float(np.mean(_totals(maps, side))))
 
 
 def _totals(maps: NDArray[np.float32], side: NDArray[np.float64]) -> Values:
@@ -332,7 +332,8 @@ def evaluate(
     faint: list[str] = []
     for channel in translator.translation.target:
         domain = channel.domain
-        truth, fitted = store.maps(domain, views), store.maps(domain, train)
+        # A store may hold its maps in another unit than the checkpoint's.
+        truth, fitted = (store_maps(store, [domain], v)[domain].to(channel.unit).values for v in (views, train))
         yardstick = Yardstick.fit(fitted, side[np.searchsorted(catalogue["view"], train)])
         ranges.append(f"{domain} {yardstick.data_range:.4g} {channel.unit}")
         candidates = {

@@ -11,6 +11,7 @@ from skyshift.datasets.domains import DOMAINS
 from skyshift.datasets.maps import Maps
 from skyshift.datasets.store import MapStore
 from skyshift.plots import Panel, map_figure
+from skyshift.translate.translator import store_maps
 
 
 def _look(domain: str) -> tuple[str, str]:
@@ -43,7 +44,7 @@ def comparison_figure(
             row.append(Panel(store.maps(domain, [view])[0], title, store.units[domain], colours, side))
         for domain, maps in estimate.items():
             title, colours = _look(domain)
-            truth = store.maps(domain, [view])[0]
+            truth = store_maps(store, [domain], [view])[domain].to(maps.unit).values[0]
             row += [
                 Panel(truth, f"{title}, simulated", maps.unit, colours, side, stretch=domain),
                 Panel(maps.values[i], f"{title}, translated", maps.unit, colours, side, stretch=domain),
@@ -74,6 +75,8 @@ def spectra_figure(k: NDArray[np.floating], curves: Mapping[str, Mapping[str, ND
             (axes[2], values["radius"], values["profile_ratio"]),
         ):
             seen = np.isfinite(y).any(axis=0)
+            if not seen.any():
+                continue
             low, middle, high = np.nanquantile(y[:, seen], [0.16, 0.5, 0.84], axis=0)
             axis.plot(x[seen], middle, style, color=colour, label=name)
             axis.fill_between(x[seen], low, high, color=colour, alpha=0.15, linewidth=0)

@@ -24,6 +24,7 @@ from torch import nn
 from skyshift.checkpoint import CheckpointError, latest
 from skyshift.command import command, parse
 from skyshift.engine import Hooks, Trainer, TrainingConfig
+from skyshift.errors import SkyshiftError
 from skyshift.files import write_text
 from skyshift.translate.data import DataConfig, TranslationData
 from skyshift.translate.evaluate import evaluate
@@ -104,6 +105,8 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     """
     store = config.data.open()
     data = TranslationData(config.data, store, config.training.seed)
+    if config.evaluation and not len(data.views["test"]):
+        raise SkyshiftError("there are no test galaxies to evaluate on: set data.split.test, or --evaluation false")
     found = latest(Path(config.output)) if config.resume else None
     if found:
         _require_same_data(found, data.translation)

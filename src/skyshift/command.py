@@ -5,6 +5,7 @@ prints what would run. Configurations are dataclasses; classes are chosen by the
 ``init_args``), with the package's own ones under their bare name.
 """
 
+import errno
 import functools
 import re
 import sys
@@ -37,6 +38,12 @@ def command(main: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
             return main(*args, **kwargs)
         except SkyshiftError as error:
             print(f"error: {error}", file=sys.stderr)
+            raise CommandError(1) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            where = error.filename or "where this command writes"
+            print(f"error: no space left at {where} ({error.strerror}); make room and run it again", file=sys.stderr)
             raise CommandError(1) from error
         except KeyboardInterrupt:
             print("interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)

@@ -18,7 +18,8 @@ def _side_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the system put a file on the disk before anything else says that it is there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -42,7 +43,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     side = _side_name(path)
     try:
         yield side
-        _flush(side)
+        flush(side)
         os.replace(side, path)
     except BaseException:
         side.unlink(missing_ok=True)
@@ -67,7 +68,7 @@ def write_folder_whole(path: str | Path) -> Iterator[Path]:
         yield side
         for file in side.rglob("*"):
             if file.is_file():
-                _flush(file)
+                flush(file)
         if path.exists():
             old = _side_name(path)
             os.replace(path, old)

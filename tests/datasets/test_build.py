@@ -276,7 +276,7 @@ def test_regions_of_the_real_subbox(shared, tmp_path):
     store = build_store(config, progress=False)
     assert store.views == 24
     table = store.catalogue()
-    assert set(table["side"]) == set(table["depth"]) == {300.0}
+    assert set(table["side"]) == set(table["depth"]) == {source.side} == {200.0}
     gas, hi, kelvin = (store.maps(name) for name in ("gas", "hi", "temperature"))
     assert (gas > 0).all(), "a box of gas has no empty line of sight"
     assert (hi <= 0.76 * gas * (1 + 1e-6)).all()

@@ -274,3 +274,10 @@ def test_fitting_a_large_store_reads_a_sample(store, monkeypatch):
     assert taken[0] == taken[1] == sorted(set(taken[0]))
     assert len(taken[0]) == 6
     assert set(taken[0]) <= set(views)
+
+
+def test_four_equal_groups_are_enough_for_three_parts():
+    """Shares of 70, 10 and 20 % of four galaxies: no part that is wanted stays empty."""
+    table = Table({"view": np.arange(8), "split_group": np.repeat(np.arange(4), 2)})
+    parts = split_views(table, Split(0.7, 0.1, 0.2))
+    assert {part: len(views) for part, views in parts.items()} == {"train": 4, "validation": 2, "test": 2}

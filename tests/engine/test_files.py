@@ -14,9 +14,7 @@ INTERRUPTIONS = (RuntimeError, KeyboardInterrupt, SystemExit)
 
 
 def tree(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("error", INTERRUPTIONS)

@@ -71,7 +71,9 @@ def test_adversarial_losses_are_their_formulas(kind):
     assert translator_loss(kind, fake.bfloat16()).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("kind", "logit", "value"), [("lsgan", 0.5, 0.25), ("vanilla", 0.0, math.log(2)), ("hinge", 0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "logit", "value"), [("lsgan", 0.5, 0.25), ("vanilla", 0.0, math.log(2)), ("hinge", 0.0, 1.0)]
+)
 def test_a_discriminator_that_cannot_tell_has_the_known_loss(kind, logit, value):
     """Where real and translated look alike one logit d minimises the loss: at 1/2, 0 and anywhere in [-1, 1]."""
     equal = torch.full((2, 1, 4, 4), logit, requires_grad=True)
@@ -157,7 +159,9 @@ def test_the_discriminator_judges_source_and_target_together():
 def test_it_learns_two_maps_by_heart():
     method, batch = method_of(), batch_of()
     networks = networks_of(method)
-    optimizers = {name: torch.optim.Adam(net.parameters(), lr=2e-3, betas=(0.5, 0.999)) for name, net in networks.items()}
+    optimizers = {
+        name: torch.optim.Adam(net.parameters(), lr=2e-3, betas=(0.5, 0.999)) for name, net in networks.items()
+    }
     distances = []
     for _ in range(150):
         shared = method.share(networks, batch)

@@ -125,9 +125,7 @@ def test_a_checkpoint_says_what_it_was_trained_on(run, tiny_store):
 
 
 def test_what_belongs_to_a_map_is_carried_over(translator, gas):
-    named = Maps(
-        gas.values, "gas", UNIT, gas.side, ("a", "b", "c"), {"OBJECT": "NGC 1", "CRVAL1": 12.5}, "a telescope"
-    )
+    named = Maps(gas.values, "gas", UNIT, gas.side, ("a", "b", "c"), {"OBJECT": "NGC 1", "CRVAL1": 12.5}, "a telescope")
     hi = translator(named)["hi"]
     assert hi.values.dtype == np.float32
     assert hi.values.shape == gas.values.shape
@@ -145,9 +143,11 @@ def test_store_maps_mapping_and_array_give_the_same(translator, store, gas):
     wanted = translator(store, [2, 3, 8])["hi"]
     for given in (gas, {"gas": gas}, {"stars": gas, "gas": gas}, gas.values, gas.values.astype(np.float64)):
         np.testing.assert_array_equal(translator(given)["hi"].values, wanted.values)
-    np.testing.assert_array_equal(translator(gas.values[1])["hi"].values, wanted.values[1:2])
+    # Another number of maps is summed in another order.
+    close = {"rtol": 1e-3, "atol": 1e-4 * wanted.values.max()}
+    np.testing.assert_allclose(translator(gas.values[1])["hi"].values, wanted.values[1:2], **close)
     everything = translator(store)["hi"]
-    np.testing.assert_allclose(everything.values[[2, 3, 8]], wanted.values, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(everything.values[[2, 3, 8]], wanted.values, **close)
     assert everything.names[8] == "subhalo 4 view 8"
     np.testing.assert_array_equal(everything.side, np.asarray(store.catalogue()["side"]))
 
@@ -343,7 +343,9 @@ def test_foreign_code_runs_only_where_it_is_trusted(checkpoint, tmp_path, monkey
     )
     monkeypatch.syspath_prepend(tmp_path)
     rewrite(checkpoint, class_path="my_method.Mine")
-    with pytest.raises(CheckpointError, match=r"my_method\.Mine, which is not part of skyshift.*trust_remote_code=True"):
+    with pytest.raises(
+        CheckpointError, match=r"my_method\.Mine, which is not part of skyshift.*trust_remote_code=True"
+    ):
         Translator.from_pretrained(checkpoint)
     assert not (tmp_path / "was_imported").exists()
     ours = Translator.from_pretrained(checkpoint, trust_remote_code=True)

@@ -178,7 +178,7 @@ def _spectra(side: ArrayLike | None, bins: int | None, *maps: Maps, cross: bool 
     unit = 2.0 if side is None else 2.0 * np.pi * width / _lengths(side, n)
     k = np.multiply.outer(unit, _divide(_bin_sums(frequency[None], ring, bins), modes)[0])
     with np.errstate(invalid="ignore"):
-        F = [np.fft.fft2(m).reshape(n, -1) for m in maps]
+        F = [np.fft.fft2(m).reshape(n, m.shape[1] * m.shape[2]) for m in maps]
         spectra = [_divide(_bin_sums(np.abs(f) ** 2, ring, bins), modes) for f in F]
         for power, m in zip(spectra, maps, strict=True):
             # Below the rounding of the transform (the mean |F|² is Σm²) is no power: a constant map has none.

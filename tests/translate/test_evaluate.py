@@ -1,0 +1,359 @@
+"""The evaluation: on held-out galaxies, against the best per-pixel relation, with honest intervals."""
+
+import csv
+import json
+import re
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+from skyshift.checkpoint import CheckpointError
+from skyshift.datasets.loading import Split, split_views
+from skyshift.datasets.store import MapStore
+from skyshift.errors import SkyshiftError
+from skyshift.translate.baselines import PixelRelation
+from skyshift.translate.evaluate import METRICS, Evaluation, Yardstick, evaluate, interval, score
+from skyshift.translate.evaluate import main as evaluate_command
+from skyshift.translate.train import main as train_command
+
+SPLIT = {"train": 0.5, "validation": 0.2, "test": 0.3, "seed": 0}
+FILES = ["maps.csv", "maps.png", "spectra.png", "summary.json", "table.md"]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+# --- the per-pixel relation
+
+
+def test_a_known_relation_is_recovered(rng):
+    source = rng.uniform(0, 10, (20, 32, 32))
+    for statistic in ("mean", "median"):
+        relation = PixelRelation.fit(source, np.sqrt(source), statistic)
+        seen = rng.uniform(0.5, 9.5, (4, 8, 8))
+        estimate = relation(seen)
+        assert estimate.dtype == np.float32
+        assert estimate.shape == seen.shape
+        # Straight lines over 256 bins of width 0.04: an error of width² f''/8 < 2e-4, and the noise of a bin's mean.
+        np.testing.assert_allclose(estimate, np.sqrt(seen), atol=2e-3)
+
+
+def test_mean_and_median_are_those_of_the_noise(rng):
+    """Skewed noise of mean 1 and median log 2, whatever the source."""
+    source = rng.uniform(0, 1, 200_000)
+    target = source + rng.exponential(1.0, source.size)
+    seen = np.linspace(0.1, 0.9, 50)
+    # 780 pixels a bin: the standard error of its mean is 0.036; five of them.
+    np.testing.assert_allclose(PixelRelation.fit(source, target, "mean")(seen), seen + 1, atol=0.18)
+    np.testing.assert_allclose(PixelRelation.fit(source, target, "median")(seen), seen + np.log(2), atol=0.18)
+
+
+def test_no_polynomial_beats_the_mean_relation(rng):
+    """The conditional mean minimises the squared error among all functions of the pixel; the median the absolute."""
+    source = rng.uniform(0, 5, 50_000)
+    target = np.sin(3 * source) + source + rng.exponential(0.5, source.size) * (1 + source)
+    mean, median = (PixelRelation.fit(source, target, s)(source) for s in ("mean", "median"))
+    error = np.mean((mean - target) ** 2)
+    for degree in range(6):
+        fitted = np.polynomial.Polynomial.fit(source, target, degree)(source)
+        assert error < np.mean((fitted - target) ** 2)
+        assert np.abs(median - target).mean() < np.abs(fitted - target).mean()
+    assert error < np.mean((median - target) ** 2)
+    assert np.abs(median - target).mean() < np.abs(mean - target).mean()
+    # It keeps the total of the maps that it is fitted on: the mean of the means is the mean, but for interpolation.
+    assert mean.mean() == pytest.approx(target.mean(), rel=5e-3)
+
+
+def test_empty_sky_is_one_bin(rng):
+    """Half of the pixels are zero: their estimate is the mean target there, not an interpolation."""
+    source = np.concatenate([np.zeros(5000), rng.uniform(1, 2, 5000)])
+    target = np.concatenate([rng.uniform(0, 1, 5000), np.full(5000, 7.0)])
+    relation = PixelRelation.fit(source, target)
+    assert float(relation(np.zeros(1))[0]) == pytest.approx(target[:5000].mean(), rel=0.02)
+    assert (np.diff(relation.source) > 0).all()
+    np.testing.assert_array_equal(relation(np.array([-5.0, 0.0])), relation(np.array([0.0, 0.0])))
+    np.testing.assert_array_equal(relation(np.array([1e9])), np.float32(7.0))
+
+
+def test_a_relation_needs_pairs():
+    with pytest.raises(SkyshiftError, match="equal numbers of pixels, not 4 and 5"):
+        PixelRelation.fit(np.zeros(4), np.zeros(5))
+    with pytest.raises(SkyshiftError, match="equal numbers of pixels, not 0 and 0"):
+        PixelRelation.fit(np.zeros(0), np.zeros(0))
+
+
+# --- scores
+
+
+def blobs(rng, n=6, size=32):
+    y, x = np.mgrid[:size, :size] - size / 2 + 0.5
+    width = rng.uniform(3, 6, (n, 1, 1))
+    return (1e6 * np.exp(-(x**2 + y**2) / (2 * width**2)) * rng.uniform(0.9, 1.1, (n, size, size))).astype(np.float32)
+
+
+def test_perfect_maps_score_perfectly(rng):
+    truth, side = blobs(rng), np.full(6, 30.0)
+    yardstick = Yardstick.fit(truth, side)
+    found = score(truth, truth.copy(), side, yardstick)
+    assert np.isposinf(found["psnr"]).all()
+    assert np.isnan(found["false_signal"]).all()
+    for name, value in {"ssim": 1, "total_error": 0, "total_bias": 0, "profile_error": 0, "power_error": 0}.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(found["correlation"], 1, atol=1e-12)
+
+
+def test_a_map_twice_as_bright_has_twice_the_total(rng):
+    truth, side = blobs(rng), rng.uniform(10, 40, 6)
+    found = score(truth, 2 * truth, side, Yardstick.fit(truth, side))
+    np.testing.assert_allclose(found["total_error"], 1, rtol=1e-6)
+    np.testing.assert_allclose(found["power_error"], 3, rtol=1e-6)
+    np.testing.assert_allclose(found["correlation"], 1, atol=1e-9)
+    assert found["total_bias"].mean() == pytest.approx(1, rel=1e-6)
+
+
+def test_the_yardstick_is_of_the_training_maps():
+    maps = np.zeros((3, 10, 10), np.float32)
+    maps[0, :, 0], maps[1, 0] = 1.0, np.arange(1, 11)
+    yardstick = Yardstick.fit(maps, np.array([10.0, 20.0, 10.0]))
+    assert yardstick.data_range == pytest.approx(np.quantile(maps[maps > 0], 0.999))
+    totals = np.array([10 * 1.0, 55 * 4.0, 0.0])  # in unit × kpc², a pixel being 1, 4 and 1 kpc²
+    assert yardstick.typical_total == pytest.approx(totals.mean())
+
+
+def test_maps_without_signal_are_counted_apart(rng):
+    truth, side = blobs(rng), np.full(6, 30.0)
+    yardstick = Yardstick.fit(truth, side)
+    truth[2] = 0
+    estimate = truth + blobs(rng)
+    brightness = estimate[2].sum(dtype=np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = score(truth, estimate, side, yardstick)
+    for name in ("total_error", "profile_error", "power_error", "correlation"):
+        np.testing.assert_array_equal(np.isnan(found[name]), np.arange(6) == 2, err_msg=name)
+    np.testing.assert_array_equal(np.isnan(found["false_signal"]), np.arange(6) != 2)
+    assert found["false_signal"][2] == pytest.approx(brightness * (30 / 32) ** 2 / yardstick.typical_total, rel=1e-6)
+    assert np.isfinite(found["psnr"]).all()
+
+
+def test_maps_all_without_signal_do_not_break_the_table():
+    empty, side = np.zeros((4, 16, 16), np.float32), np.full(4, 30.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = score(empty, empty + 1, side, Yardstick.fit(empty, side))
+        result = Evaluation("title", "notes", {"hi": {"mine": found, "per-pixel mean": found}}, np.arange(4))
+        assert "nan ± nan" in result.table()
+        assert not any(result.beats_baselines("hi").values())
+        assert len(list(csv.reader(result.rows().splitlines()))) == 9
+
+
+# --- intervals and comparison
+
+
+def test_the_interval_is_the_standard_error(rng):
+    """68 % of samples of the mean of n normal numbers lie within σ/√n."""
+    values = rng.normal(5, 2, 400)
+    low, high = interval(values, np.arange(400), lambda v: float(v.mean()))
+    # 400 bootstrap samples: a quantile is uncertain by 5 %, the sample's σ by 4 %.
+    assert (high - low) / 2 == pytest.approx(2 / np.sqrt(400), rel=0.2)
+    assert low < values.mean() < high
+
+
+def test_views_of_one_galaxy_are_not_independent(rng):
+    """Eight equal views of each of 100 galaxies say as much as one."""
+    values, galaxies = np.repeat(rng.normal(0, 1, 100), 8), np.repeat(np.arange(100), 8)
+    low, high = interval(values, galaxies, lambda v: float(v.mean()))
+    assert (high - low) / 2 == pytest.approx(1 / np.sqrt(100), rel=0.2)
+    low, high = interval(values, np.arange(800), lambda v: float(v.mean()))
+    assert (high - low) / 2 == pytest.approx(1 / np.sqrt(800), rel=0.2)
+
+
+def result_of(**rows):
+    """An evaluation of three maps, with the values of PSNR, total error and r given a translator."""
+    scores = {}
+    for name, (psnr, total, correlation) in rows.items():
+        given = {"psnr": psnr, "total_error": total, "correlation": correlation}
+        scores[name] = {metric.name: np.full(3, given.get(metric.name, 0.5)) for metric in METRICS}
+    return Evaluation("title", "notes", {"hi": scores}, np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("mine", "beats"),
+    [
+        ((30, 0.1, 0.9), (True, True, True)),
+        ((24, 0.1, 0.9), (False, True, True)),  # better than one of two
+        ((30, 0.3, 0.9), (True, False, True)),  # a smaller error is the better one
+        ((30, 0.1, 0.8), (True, True, False)),  # equal is not better
+        ((30, np.nan, 0.9), (True, False, True)),
+    ],
+)
+def test_it_must_be_better_than_every_baseline(mine, beats):
+    result = result_of(mine=mine, mean=(25, 0.2, 0.8), median=(20, 0.25, 0.7))
+    assert result.beats_baselines("hi") == dict(zip(("psnr", "total_error", "correlation"), beats, strict=True))
+
+
+def test_the_table_is_markdown():
+    lines = result_of(mine=(30, 0.1, 0.9), mean=(25, 0.2, 0.8)).table().splitlines()
+    assert lines[0] == "**title**"
+    rows = [line for line in lines if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {4}
+    assert len(rows) == 2 + len(METRICS)
+    assert "| PSNR [dB] | 30.00 ± 0.00 | 25.00 ± 0.00 |" in rows
+    assert "| total, median absolute error [%] | 10.00 ± 0.00 | 20.00 ± 0.00 |" in rows
+
+
+# --- a checkpoint
+
+
+def train(folder, store, *options):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    networks = "skyshift.translate.networks"
+    config = {
+        "data": {"store": str(store), "source": ["gas"], "target": ["hi"], "split": SPLIT},
+        "method": {
+            "class_path": "skyshift.translate.methods.pix2pix.Pix2Pix",
+            "init_args": {
+                "generator": {"class_path": f"{networks}.unet.UNet", "init_args": {"width": 4, "depth": 2}},
+                "discriminator": {
+                    "class_path": f"{networks}.patchgan.PatchGAN",
+                    "init_args": {"width": 4, "layers": 2, "norm": "none"},
+                },
+            },
+        },
+        "training": {"steps": 2, "batch_size": 2, "precision": "no", "sample_every": 1},
+        "evaluation": False,
+        "output": str(folder),
+    }
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    train_command(["--config", str(path), *options])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tiny_store, tmp_path_factory):
+    """A run that evaluates at its end."""
+    return train(tmp_path_factory.mktemp("evaluate") / "run", tiny_store, "--evaluation", "true")
+
+
+def test_training_ends_with_an_evaluation_and_has_drawn_samples(run):
+    assert sorted(path.name for path in (run / "evaluation").iterdir()) == FILES
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_0000001.png", "step_0000002.png"]
+
+
+def test_it_judges_held_out_galaxies_alone(run, tiny_store):
+    catalogue = MapStore(tiny_store).catalogue()
+    views = split_views(catalogue, Split(**SPLIT))
+    result = evaluate(run)
+    group = dict(zip(catalogue["view"].tolist(), catalogue["split_group"].tolist(), strict=True))
+    judged = set(result.groups.tolist())
+    assert judged == {group[view] for view in views["test"].tolist()}
+    assert not judged & {group[view] for part in ("train", "validation") for view in views[part].tolist()}
+    assert len(result.groups) == len(views["test"])
+    assert f"{len(views['test'])} maps of {len(judged)} test galaxies" in result.title
+    assert list(result.scores["hi"]) == ["pix2pix", "per-pixel mean", "per-pixel median"]
+    assert {v.shape for row in result.scores["hi"].values() for v in row.values()} == {(len(views["test"]),)}
+
+
+def test_baselines_are_fitted_on_training_maps_alone(run, tiny_store):
+    store = MapStore(tiny_store)
+    views = split_views(store.catalogue(), Split(**SPLIT))
+    relation = PixelRelation.fit(store.maps("gas", views["train"]), store.maps("hi", views["train"]))
+    truth, side = store.maps("hi", views["test"]), np.asarray(store.catalogue()["side"], np.float64)
+    rows = {part: side[views[part]] for part in views}
+    yardstick = Yardstick.fit(store.maps("hi", views["train"]), rows["train"])
+    wanted = score(truth, relation(store.maps("gas", views["test"])), rows["test"], yardstick)
+    for name, values in evaluate(run).scores["hi"]["per-pixel mean"].items():
+        np.testing.assert_array_equal(values, wanted[name], err_msg=name)
+
+
+def test_the_command_writes_its_files(run, tmp_path, capsys):
+    output = tmp_path / "judged"
+    evaluate_command(["--checkpoint", str(run), "--output", str(output), "--part", "validation"])
+    assert sorted(path.name for path in output.iterdir()) == FILES
+    table = (output / "table.md").read_text()
+    assert table == capsys.readouterr().out
+    assert "validation galaxies" in table
+
+    def no_constant(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    summary = json.loads((output / "summary.json").read_text(), parse_constant=no_constant)
+    assert set(summary["scores"]["hi"]["pix2pix"]) == {metric.name for metric in METRICS}
+    lines = list(csv.DictReader((output / "maps.csv").read_text().splitlines()))
+    assert {line["translator"] for line in lines} == {"pix2pix", "per-pixel mean", "per-pixel median"}
+    mine = [float(line["psnr"]) for line in lines if line["translator"] == "pix2pix"]
+    assert np.mean(mine) == pytest.approx(summary["scores"]["hi"]["pix2pix"]["psnr"]["value"], rel=1e-5)
+    for name in ("maps.png", "spectra.png"):
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def dark(tiny_store, tmp_path):
+    """The store with HI in none of its galaxies."""
+    path = shutil.copytree(tiny_store, tmp_path / "dark.zarr")
+    array = MapStore(path)._array("hi")
+    array[:] = np.zeros(array.shape, np.float32)
+    return path
+
+
+def test_a_sky_without_signal_is_judged(run, dark, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        result = evaluate(run, store=MapStore(dark), output=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]["hi"]["pix2pix"]["correlation"] == {
+        "value": None,
+        "interval": [None, None],
+    }
+    left_out = re.search(r"left out of relative errors: hi (\d+)", result.notes)
+    assert left_out
+    assert int(left_out.group(1)) == len(result.groups)
+
+
+def test_a_store_in_another_unit_is_judged_alike(run, tiny_store, tmp_path):
+    """The same galaxies with their maps in g/cm²: 2.09e-10 of the numbers, and the same errors."""
+    factor = np.float32(2.0889e-10)
+    path = shutil.copytree(tiny_store, tmp_path / "cgs.zarr")
+    meta = json.loads((path / "zarr.json").read_text())
+    for domain in ("gas", "hi"):
+        meta["attributes"]["skyshift"]["units"][domain] = "g / cm2"
+    (path / "zarr.json").write_text(json.dumps(meta))
+    for domain in ("gas", "hi"):
+        array = MapStore(path)._array(domain)
+        array[:] = array[:] * factor
+    ours, wanted = (evaluate(run, store=MapStore(p)).scores["hi"]["pix2pix"] for p in (path, tiny_store))
+    np.testing.assert_allclose(ours["total_error"], wanted["total_error"], rtol=1e-2)
+    np.testing.assert_allclose(ours["psnr"], wanted["psnr"], rtol=1e-2)
+
+
+def test_another_store_is_said_to_be_one(run, dark):
+    meta = json.loads((dark / "zarr.json").read_text())
+    meta["attributes"]["skyshift"]["plan"]["pixels"] = 31
+    (dark / "zarr.json").write_text(json.dumps(meta))
+    assert "test part of another store galaxies" in evaluate(run, store=MapStore(dark)).title
+
+
+def test_what_cannot_be_judged_is_refused(run, tiny_store, tmp_path, capsys):
+    with pytest.raises(SkyshiftError, match="unknown part 'tset'. Did you mean 'test'?"):
+        evaluate(run, part="tset")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        evaluate(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        evaluate_command(["--checkpoint", str(run), "--store", str(tmp_path / "nowhere.zarr")])
+    assert error.value.code == 1
+    assert "is no map store" in capsys.readouterr().err
+
+
+def test_an_evaluation_without_galaxies_is_refused_before_the_training(tiny_store, tmp_path, capsys):
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        train(folder, tiny_store, "--evaluation", "true", "--data.split", "{train: 0.8, validation: 0.2, test: 0.0}")
+    assert "there are no test galaxies to evaluate on" in capsys.readouterr().err
+    assert not folder.exists()
