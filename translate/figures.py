@@ -93,6 +93,7 @@ def spectra_figure(k: NDArray[np.floating], curves: Mapping[str, Mapping[str, ND
     axes[0].set_ylim(0, 2)
     axes[1].set_ylim(None, 1.02)
     axes[2].set_ylim(0, 2)
-    axes[1].legend(fontsize=8, loc="lower left")
+    if axes[1].get_legend_handles_labels()[0]:
+        axes[1].legend(fontsize=8, loc="lower left")
     figure.suptitle(f"Held-out galaxies, maps in {unit}; lines: median, bands: 16 to 84 %", fontsize=9)
     return figure

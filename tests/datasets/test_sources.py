@@ -154,7 +154,7 @@ def test_limits_and_regions_that_cannot_be(shared: Path, source):
     np.testing.assert_array_equal(few._peaks, source._peaks[:5])
     with pytest.raises(SnapshotError, match=r"no density peak above 1e\+20 Msun/kpc3 whose region of 200 kpc lies"):
         RegionSource(folder, minimum_density=1e20, partial=True).items()
-    with pytest.raises(SnapshotError, match=r"no density peak above 300 Msun/kpc3 whose region of 5000 kpc lies"):
+    with pytest.raises(SnapshotError, match=r"no density peak above 1000 Msun/kpc3 whose region of 5000 kpc lies"):
         RegionSource(folder, side=5000.0, partial=True).items()
     with pytest.raises(SnapshotError, match=r"1 of 11 chunks are missing, first .*snap_2332\.7\.hdf5"):
         RegionSource(folder).items()

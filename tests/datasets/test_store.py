@@ -229,6 +229,21 @@ def test_an_incomplete_store_says_how_to_go_on(tmp_path):
         store.require_complete()
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_lost_file_of_maps_is_seen(tmp_path, empty):
+    """Zarr reads a shard that is not there as zeros; a store knows that it once was, also where the maps are empty."""
+    store = empty_store(tmp_path / "maps.zarr")
+    maps = {name: values * (0 if empty else 1) for name, values in random_maps(10).items()}
+    fill(store, maps)
+    assert store.complete
+    (tmp_path / "maps.zarr/maps/temperature/c/1/0/0").unlink()
+    assert [store.is_done(shard) for shard in range(3)] == [True, False, True]
+    with pytest.raises(StoreError, match="1 of 3 shards are missing, first shard 1; run the build again"):
+        store.require_complete()
+    fill(store, maps, range(1, 2))
+    np.testing.assert_array_equal(MapStore(tmp_path / "maps.zarr").maps("temperature"), maps["temperature"])
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -159,7 +159,7 @@ def test_a_class_path_that_is_no_text_is_refused(path):
 def test_nothing_is_imported_of_what_is_not_trusted(tmp_path, monkeypatch):
     (tmp_path / "untrusted_module.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(CheckpointError, match="untrusted_module.Thing, which is not part of skyshift"):
+    with pytest.raises(CheckpointError, match=r"untrusted_module\.Thing, which is not part of skyshift"):
         make({"class_path": "untrusted_module.Thing"})
     assert "untrusted_module" not in sys.modules
 

@@ -24,10 +24,15 @@ def test_an_interrupted_file_leaves_what_was_there(tmp_path, error, old):
     if old:
         path.write_text(old)
     before = tree(tmp_path)
-    with pytest.raises(error), write_whole(path) as side:
-        side.write_text("half of the n")
-        assert tree(tmp_path).keys() > before.keys()
-        raise error
+
+    def write():
+        with write_whole(path) as side:
+            side.write_text("half of the n")
+            assert tree(tmp_path).keys() > before.keys()
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert tree(tmp_path) == before
 
 
@@ -78,9 +83,14 @@ def test_an_interrupted_folder_leaves_what_was_there(tmp_path, error, old):
     if old:
         write_text(path / "state" / "file.txt", old)
     before = tree(tmp_path)
-    with pytest.raises(error), write_folder_whole(path) as side:
-        write_text(side / "state" / "file.txt", "new")
-        raise error
+
+    def write():
+        with write_folder_whole(path) as side:
+            write_text(side / "state" / "file.txt", "new")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert tree(tmp_path) == before
 
 
@@ -107,9 +117,13 @@ def test_an_old_folder_comes_back_where_the_new_one_cannot_be_renamed(tmp_path, 
             raise error
         rename(source, target)
 
-    with pytest.raises(type(error)), write_folder_whole(path) as side:
-        (side / "file.txt").write_text("new")
-        monkeypatch.setattr(files.os, "replace", failing)
+    def write():
+        with write_folder_whole(path) as side:
+            (side / "file.txt").write_text("new")
+            monkeypatch.setattr(files.os, "replace", failing)
+
+    with pytest.raises(type(error)):
+        write()
     assert tree(tmp_path) == before
 
 
