@@ -74,7 +74,7 @@ class Maps:
         Raises:
             MapError: A map holds NaN or infinity; the message counts them and names the first.
         """
-        bad = ~np.isfinite(self.values).reshape(len(self), -1).all(axis=1)
+        bad = ~np.isfinite(self.values).all(axis=(1, 2))
         if bad.any():
             first = int(np.argmax(bad))
             name = self.names[first] if self.names else f"number {first}"

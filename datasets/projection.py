@@ -33,6 +33,8 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from skyshift.errors import SkyshiftError
+
 TABLE_LIMIT = 32.0
 """Support in pixels up to which S is read from the table, which is right to about 1e-4 of the kernel's peak.
 Above it the means to fourth order are closer (2e-5) and faster, and miss 3e-8 of the mass."""
@@ -57,10 +59,10 @@ def random_rotations(count: int, seed: int | Sequence[int]) -> NDArray[np.float6
         (count, 3, 3).
 
     Raises:
-        ValueError: ``count`` is below 1.
+        SkyshiftError: ``count`` is below 1.
     """
     if count < 1:
-        raise ValueError(f"cannot draw {count} rotations, at least 1 is needed")
+        raise SkyshiftError(f"cannot draw {count} rotations, at least 1 is needed")
     matrices = Rotation.random(count, np.random.default_rng(seed)).as_matrix()
     return np.asarray(matrices, np.float64).reshape(count, 3, 3)
 
@@ -76,11 +78,11 @@ def rotate(position: NDArray[np.floating], rotation: NDArray[np.floating]) -> ND
         (n, 3), the unit of ``position``.
 
     Raises:
-        ValueError: A shape is wrong.
+        SkyshiftError: A shape is wrong.
     """
     position, rotation = np.asarray(position, np.float64), np.asarray(rotation, np.float64)
     if position.ndim != 2 or position.shape[1] != 3 or rotation.shape != (3, 3):
-        raise ValueError(
+        raise SkyshiftError(
             f"rotate needs positions (n, 3) and one matrix (3, 3), not {position.shape} and {rotation.shape}"
         )
     return position @ rotation.T
@@ -114,7 +116,7 @@ def project(
         y, row 0 lowest (``origin="lower"``).
 
     Raises:
-        ValueError: Shapes disagree, a value is not finite, a support is negative, or the map has no extent.
+        SkyshiftError: Shapes disagree, a value is not finite, a support is negative, or the map has no extent.
     """
     position, support, weights = (np.asarray(a, np.float64) for a in (position, support, weights))
     _check(position, support, weights, side, pixels, depth)
@@ -162,22 +164,22 @@ def _check(
     """Raise ValueError on anything that would give a wrong map or none."""
     n = len(position) if position.ndim else 0
     if position.ndim != 2 or position.shape[1] != 3:
-        raise ValueError(f"positions must have shape (n, 3), not {position.shape}")
+        raise SkyshiftError(f"positions must have shape (n, 3), not {position.shape}")
     if support.shape != (n,):
-        raise ValueError(f"{n} positions need supports of shape ({n},), not {support.shape}")
+        raise SkyshiftError(f"{n} positions need supports of shape ({n},), not {support.shape}")
     if weights.ndim not in (1, 2) or weights.shape[-1] != n:
-        raise ValueError(f"{n} positions need weights of shape ({n},) or (k, {n}), not {weights.shape}")
+        raise SkyshiftError(f"{n} positions need weights of shape ({n},) or (k, {n}), not {weights.shape}")
     for name, value in (("position", position), ("support", support), ("weights", weights)):
         if not np.isfinite(value).all():
-            raise ValueError(f"'{name}' holds {np.sum(~np.isfinite(value))} values that are not finite")
+            raise SkyshiftError(f"'{name}' holds {np.sum(~np.isfinite(value))} values that are not finite")
     if (support < 0).any():
-        raise ValueError(f"{np.sum(support < 0)} supports are negative, lowest {support.min():.4g} kpc")
+        raise SkyshiftError(f"{np.sum(support < 0)} supports are negative, lowest {support.min():.4g} kpc")
     if pixels < 1:
-        raise ValueError(f"a map needs at least 1 pixel along a side, not {pixels}")
+        raise SkyshiftError(f"a map needs at least 1 pixel along a side, not {pixels}")
     if not 0 < side < np.inf:
-        raise ValueError(f"the map's side must be positive and finite, not {side} kpc")
+        raise SkyshiftError(f"the map's side must be positive and finite, not {side} kpc")
     if depth is not None and not depth > 0:
-        raise ValueError(f"the slab's depth must be positive, not {depth} kpc; None keeps all particles")
+        raise SkyshiftError(f"the slab's depth must be positive, not {depth} kpc; None keeps all particles")
 
 
 @cache

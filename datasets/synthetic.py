@@ -51,6 +51,7 @@ from skyshift.datasets.toy_units import (
     particle_arrays,
     subhalo_row,
 )
+from skyshift.errors import SkyshiftError
 from skyshift.files import write_folder_whole
 
 Array = NDArray[Any]
@@ -93,26 +94,26 @@ class SyntheticSimulation:
 
     def __post_init__(self) -> None:
         if not 1 <= self.galaxies <= MOST_GALAXIES:
-            raise ValueError(f"galaxies = {self.galaxies}: the box holds 1 to {MOST_GALAXIES} without overlap")
+            raise SkyshiftError(f"galaxies = {self.galaxies}: the box holds 1 to {MOST_GALAXIES} without overlap")
         for name in ("gas_cells", "dm_particles", "star_particles"):
             if getattr(self, name) < FEWEST_PARTICLES:
-                raise ValueError(
+                raise SkyshiftError(
                     f"{name} = {getattr(self, name)}: a galaxy needs at least {FEWEST_PARTICLES} of each "
                     "kind for its densities and kernels; raise it"
                 )
         if len(self.fractions) != len(LABELS) or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise ValueError(
+            raise SkyshiftError(
                 f"fractions = {self.fractions}: give the shares of {', '.join(LABELS)}, none negative, "
                 f"adding up to 1 (these add up to {sum(self.fractions):g})"
             )
         if self.seed < 0:
-            raise ValueError(f"seed = {self.seed}: give a number from 0 on")
+            raise SkyshiftError(f"seed = {self.seed}: give a number from 0 on")
         if not 0 <= self.snapshot <= 999:
-            raise ValueError(f"snapshot = {self.snapshot}: file names hold numbers from 0 to 999")
+            raise SkyshiftError(f"snapshot = {self.snapshot}: file names hold numbers from 0 to 999")
         if self.chunks < 1:
-            raise ValueError(f"chunks = {self.chunks}: a snapshot has at least one file")
+            raise SkyshiftError(f"chunks = {self.chunks}: a snapshot has at least one file")
         if not 0 <= self.redshift <= 5:
-            raise ValueError(f"redshift = {self.redshift}: the ultraviolet background is known from 0 to 5")
+            raise SkyshiftError(f"redshift = {self.redshift}: the ultraviolet background is known from 0 to 5")
 
     @property
     def scale_factor(self) -> float:
@@ -147,14 +148,14 @@ def write_simulation(
         ``path/output``, the base path that ``illustris_python`` asks for.
 
     Raises:
-        FileExistsError: There is something at ``path`` already.
-        ValueError: ``workers`` is below one.
+        SkyshiftError: There is something at ``path`` already.
+        SkyshiftError: ``workers`` is below one.
     """
     path, simulation = Path(path), simulation or SyntheticSimulation()
     if workers < 1:
-        raise ValueError(f"workers = {workers}: at least one process has to do the work")
+        raise SkyshiftError(f"workers = {workers}: at least one process has to do the work")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is not empty; give another folder or remove it first")
+        raise SkyshiftError(f"{path} exists and is not empty; give another folder or remove it first")
     drawn = [draw_recipe(i, simulation.label(i), simulation.seed) for i in range(simulation.galaxies)]
     recipes = sorted(drawn, key=lambda recipe: -_total_mass(recipe, simulation))
     centres, drifts = _places(simulation)

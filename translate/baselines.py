@@ -14,6 +14,14 @@ from numpy.typing import NDArray
 from skyshift.errors import SkyshiftError
 
 
+def _cuts(size: int, bins: int) -> NDArray[np.int64]:
+    """Where to cut sorted pixels: equal counts, and ever fewer, down to 64, at the bright end, where the mass is."""
+    last = size // bins
+    tail = size - np.geomspace(max(last, 1), min(64, max(last, 1)), 24)
+    cuts = np.unique(np.concatenate([np.linspace(0, size, bins + 1), tail]).astype(np.int64))
+    return cuts[(cuts > 0) & (cuts < size)]
+
+
 @dataclass(frozen=True)
 class PixelRelation:
     """Target as a function of the source pixel.
@@ -40,7 +48,7 @@ class PixelRelation:
             source: Training maps, any shape.
             target: Same shape.
             statistic: Of the target in a bin.
-            bins: Quantile bins.
+            bins: Quantile bins; the brightest is divided further.
 
         Raises:
             SkyshiftError: The shapes differ or there are no pixels.
@@ -49,7 +57,7 @@ class PixelRelation:
         if x.shape != y.shape or not x.size:
             raise SkyshiftError(f"a per-pixel relation needs equal numbers of pixels, not {x.size} and {y.size}")
         order = np.argsort(x, kind="stable")
-        parts = np.array_split(order, min(bins, x.size))
+        parts = np.split(order, _cuts(x.size, bins))
         reduce = np.mean if statistic == "mean" else np.median
         centres = np.array([x[part].mean() for part in parts])
         values = np.array([reduce(y[part]) for part in parts])

@@ -56,7 +56,8 @@ class EvaluateConfig:
     Attributes:
         checkpoint: A checkpoint, or a run (its last checkpoint is taken).
         store: Of the true maps; by default the one that the checkpoint was trained on.
-        part: Galaxies to judge on: test, validation or train. On another store than the training's, all are taken.
+        part: Galaxies to judge on: test, validation or train. Another store than the training's is split by the same
+            rule, which does not know what was trained on: galaxies that both stores hold are not told apart.
         output: Folder for the table, the figures and the values of every map; by default ``evaluation`` beside the
             checkpoint's run.
         batch_size: Maps translated at once.
@@ -92,6 +93,8 @@ class Metric:
 
 def _mean(values: Values) -> float:
     kept = values[np.isfinite(values)]
+    if not kept.size and np.isposinf(values).any():
+        return float("inf")  # maps without any error, in decibels
     return float(kept.mean()) if kept.size else float("nan")
 
 
@@ -346,12 +349,13 @@ def evaluate(
         faint.append(f"{domain} {(~lit).sum()}")
         drawn[domain] = {name: curves(truth[lit], values[lit]) for name, values in candidates.items()}
     where = part if known else f"{part} part of another store"
+    caution = "" if known else " Galaxies that this store shares with the training's may have been trained on."
     result = Evaluation(
         f"{', '.join(translator.source)} → {', '.join(translator.target)}, {folder.name} of {method}: {len(views)} "
         f"maps of {len(np.unique(groups))} {where} galaxies",
         f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the "
         f"lit training pixels). Maps without signal, left out of relative errors: {', '.join(faint)}. ± is half of the "
-        "68 % bootstrap interval over galaxies. The per-pixel relations are fitted on the training maps.",
+        "68 % bootstrap interval over galaxies. The per-pixel relations are fitted on the training maps." + caution,
         scores,
         groups,
     )

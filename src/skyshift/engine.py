@@ -4,8 +4,10 @@ A method knows its networks and losses; the loop knows devices, processes, preci
 checkpoints, resuming, logs and progress. One optimizer step in phases:
 
     for each micro-batch:   networks once (shared work), then for each player its loss and backward pass
-    at the last of them:    clip, step, zero the gradients of each player in turn
+    after the last of them: clip the gradients and step, all players from the same weights
     after the step:         move the averaged weights, log, sample, checkpoint
+
+That all players step together makes n micro-batches of b samples, or n processes, one batch of n b samples exactly.
 
 What a run has done is a function of its configuration and the step alone: batches are numbered (their content depends
 on the seed and the number), the learning rate is computed from the step, and weights, optimizers, averages and random
@@ -29,6 +31,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -45,7 +48,7 @@ from skyshift.checkpoint import (
     unpack_optimizer,
 )
 from skyshift.errors import SkyshiftError
-from skyshift.files import write_folder_whole, write_text
+from skyshift.files import write_folder_whole, write_text, write_whole
 
 Batch = Mapping[str, Any]
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -59,7 +62,7 @@ class Method(nn.Module, abc.ABC):
     """Networks and their losses. Every network that is trained is a *player* with an optimizer of its own."""
 
     players: tuple[str, ...] = ()
-    """Attribute names of the trained networks, in the order in which they are updated."""
+    """Attribute names of the trained networks, in the order in which their losses are computed."""
 
     averaged: tuple[str, ...] = ()
     """Those whose running average is kept and used for inference."""
@@ -276,17 +279,13 @@ class Trainer:
         self.accelerator = make_accelerator(training, self.folder)
         if training.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
-        if self.accelerator.mixed_precision == "fp16" and training.accumulate > 1 and len(method.players) > 1:
-            raise TrainingError(
-                "fp16 with accumulation would mix loss scales between players; use bf16 or accumulate 1"
-            )
         if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
             raise TrainingError("fp16 needs a GPU, on a CPU it would be float32 in silence; use bf16, no or auto")
         self.step = 0
         self.method = method.to(self.accelerator.device)
         self.loader = loader
         self.networks: dict[str, nn.Module] = {}
-        self.optimizers: dict[str, Any] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for player in method.players:
             network = getattr(method, player)
             optimizer = torch.optim.AdamW(
@@ -296,7 +295,8 @@ class Trainer:
                 weight_decay=training.weight_decay,
                 fused=True,
             )
-            self.networks[player], self.optimizers[player] = self.accelerator.prepare(network, optimizer)
+            self.networks[player] = self.accelerator.prepare(network)
+            self.optimizers[player] = optimizer
         self.average = self._make_average()
         # Different on each process: dropout and noise must differ. Weights were drawn before, from one seed.
         set_seed(training.seed, device_specific=True)
@@ -349,7 +349,8 @@ class Trainer:
             while self.step < training.steps:
                 self._set_rates()
                 for _ in range(training.accumulate):
-                    window.append(self._micro_step(next(batches), stop))
+                    window.append(self._micro_step(next(batches)))
+                self._move()
                 if self.average is not None:
                     self.average.update_parameters(
                         nn.ModuleDict({name: getattr(self.method, name) for name in self.method.averaged})
@@ -374,8 +375,8 @@ class Trainer:
             tracker.finish()
         return self._last_checkpoint()
 
-    def _micro_step(self, batch: Batch, stop: "_StopSignal") -> dict[str, Tensor]:
-        """Forward and backward of every player; their optimizers move at the last micro-batch of a step."""
+    def _micro_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward and backward of every player; the losses and their parts, to log."""
         accelerator, method = self.accelerator, self.method
         batch = {
             k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
@@ -384,23 +385,34 @@ class Trainer:
         with accelerator.accumulate(*self.networks.values()):
             with accelerator.autocast():
                 shared = method.share(self.networks, batch)
-            for player, optimizer in self.optimizers.items():
+            for player in method.players:
                 with accelerator.autocast():
                     loss, parts = method.loss(player, self.networks, batch, shared)
                 self._require_finite(player, loss, batch)
                 accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    self._clip(player, optimizer)
-                optimizer.step()
-                optimizer.zero_grad()
                 logs.update({name: value.detach() for name, value in {player: loss, **parts}.items()})
         return logs
 
-    def _clip(self, player: str, optimizer: Any) -> None:
+    def _move(self) -> None:
+        """Clip and step every player. With float16 their losses share a scale, which changes once all have stepped."""
+        scaler = self.accelerator.scaler
+        for player, optimizer in self.optimizers.items():
+            if scaler:
+                scaler.unscale_(optimizer)
+            self._clip(player)
+        for optimizer in self.optimizers.values():
+            if scaler:
+                scaler.step(optimizer)
+            else:
+                optimizer.step()
+            optimizer.zero_grad()
+        if scaler:
+            scaler.update()
+
+    def _clip(self, player: str) -> None:
         """Bound a gradient, the same on every process; stop before one that is not finite reaches the weights."""
         if self.accelerator.scaler and not self.training.clip:
             return
-        self.accelerator.unscale_gradients(optimizer)
         norm = nn.utils.clip_grad_norm_(getattr(self.method, player).parameters(), self.training.clip or math.inf)
         # With float16 the scaler leaves out such a step and lowers its scale.
         if not self.accelerator.scaler and not bool(torch.isfinite(norm)):
@@ -448,7 +460,8 @@ class Trainer:
             # A line that a crash cut short is of a step that will be done again.
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
             write_text(path, "".join(line + "\n" for line in kept))
-        self.accelerator.init_trackers("tensorboard")
+        again = {"purge_step": self.step + 1}  # tensorboard hides what it has seen of steps that are done again
+        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": again})
 
     def _log(self, window: list[dict[str, Tensor]], steps_a_second: float) -> dict[str, str]:
         """Means over the window and over processes, to the log and to tensorboard."""
@@ -479,9 +492,8 @@ class Trainer:
             return
         with self.averaged_method() as method:
             figure = self.hooks.sample(method)
-        path = self.folder / "samples" / f"step_{self.step:07d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        with write_whole(self.folder / "samples" / f"step_{self.step:07d}.png") as path:
+            figure.savefig(path, dpi=110)
 
     def _last_checkpoint(self) -> Path:
         found = latest(self.folder)
@@ -500,24 +512,37 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        """Write a checkpoint whole, then drop those beyond ``keep``."""
+        """Write a checkpoint whole, then drop those beyond ``keep``.
+
+        Raises:
+            TrainingError: It cannot be written; those before it are kept.
+        """
         states = gather_object([random_state()])
         if self.accelerator.is_main_process:
-            target = self.folder / "checkpoints" / f"step_{self.step:07d}"
-            with write_folder_whole(target) as folder:
-                self.hooks.describe(folder)
-                save_tensors(folder / "model.safetensors", self.method.state_dict())
-                if self.average is not None:
-                    save_tensors(folder / "average.safetensors", self.average.state_dict())
-                (folder / "state").mkdir()
-                for player, optimizer in self.optimizers.items():
-                    save_tensors(folder / "state" / f"{player}.safetensors", *pack_optimizer(optimizer))
-                for rank, state in enumerate(states):
-                    save_tensors(folder / "state" / f"random_{rank:04d}.safetensors", *state)
-                (folder / "state" / "progress.json").write_text(json.dumps(self._facts(), indent=2))
+            try:
+                with write_folder_whole(self.folder / "checkpoints" / f"step_{self.step:07d}") as folder:
+                    self._write(folder, states)
+            except (OSError, SafetensorError) as error:
+                raise TrainingError(
+                    f"the checkpoint of step {self.step} cannot be written ({error}); {self._kept()}. Make room and "
+                    "continue with --resume true"
+                ) from error
             for old in checkpoints(self.folder)[: -self.training.keep]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path, states: list[Any]) -> None:
+        """Fill the folder of a checkpoint: what inference needs, and under ``state`` what resuming needs besides."""
+        self.hooks.describe(folder)
+        save_tensors(folder / "model.safetensors", self.method.state_dict())
+        if self.average is not None:
+            save_tensors(folder / "average.safetensors", self.average.state_dict())
+        (folder / "state").mkdir()
+        for player, optimizer in self.optimizers.items():
+            save_tensors(folder / "state" / f"{player}.safetensors", *pack_optimizer(optimizer))
+        for rank, state in enumerate(states):
+            save_tensors(folder / "state" / f"random_{rank:04d}.safetensors", *state)
+        (folder / "state" / "progress.json").write_text(json.dumps(self._facts(), indent=2), encoding="utf-8")
 
     def _restore(self, folder: Path) -> None:
         """Continue from a checkpoint, exactly."""

@@ -17,6 +17,7 @@ from skyshift.datasets.toy_galaxies import build_galaxy, nfw_points
 from skyshift.datasets.toy_gas import COLD_LIMIT, STAR_FORMATION_THRESHOLD
 from skyshift.datasets.toy_recipes import draw_recipe
 from skyshift.datasets.toy_units import formation_scale_factor
+from skyshift.errors import SkyshiftError
 
 TINY = SyntheticSimulation(galaxies=6, seed=3, gas_cells=500, dm_particles=400, star_particles=400)
 H = 0.6774
@@ -273,7 +274,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
 
 def test_what_is_there_is_not_overwritten(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(SkyshiftError, match="not empty"):
         write_simulation(tmp_path, TINY, progress=False)
     assert (tmp_path / "mine.txt").read_text() == "keep"
 

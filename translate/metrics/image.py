@@ -17,6 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from skyshift.errors import SkyshiftError
+
 WINDOW = 11
 SIGMA = 1.5
 MAPS_AT_ONCE = 64
@@ -29,12 +31,12 @@ def as_maps(*maps: ArrayLike) -> list[Maps]:
     """The arguments as float64 arrays of one shape (n, height, width).
 
     Raises:
-        ValueError: One has another number of axes, the shapes differ, or a side is empty.
+        SkyshiftError: One has another number of axes, the shapes differ, or a side is empty.
     """
     arrays = [np.asarray(m, np.float64) for m in maps]
     shapes = [a.shape for a in arrays]
     if any(len(shape) != 3 or min(shape[1:]) < 1 for shape in shapes) or len(set(shapes)) > 1:
-        raise ValueError(
+        raise SkyshiftError(
             f"maps must have one shape (n, height, width), they have {' and '.join(map(str, shapes))}. "
             "Add the first axis to a single map with map[None]; take channels one by one."
         )
@@ -53,7 +55,7 @@ def psnr(truth: ArrayLike, estimate: ArrayLike, data_range: ArrayLike) -> NDArra
         (n,) decibels; infinite where the maps are identical, NaN where either holds a NaN.
 
     Raises:
-        ValueError: The shapes differ or the range is not positive.
+        SkyshiftError: The shapes differ or the range is not positive.
     """
     t, e = as_maps(truth, estimate)
     L = _ranges(data_range, len(t))
@@ -73,11 +75,11 @@ def ssim(truth: ArrayLike, estimate: ArrayLike, data_range: ArrayLike) -> NDArra
         (n,) at most 1, which identical maps reach; NaN where either holds a NaN.
 
     Raises:
-        ValueError: The shapes differ, the range is not positive, or a map is smaller than the window.
+        SkyshiftError: The shapes differ, the range is not positive, or a map is smaller than the window.
     """
     t, e = as_maps(truth, estimate)
     if min(t.shape[1:]) < WINDOW:
-        raise ValueError(f"SSIM needs maps of at least {WINDOW} x {WINDOW} pixels, got {t.shape[1:]}.")
+        raise SkyshiftError(f"SSIM needs maps of at least {WINDOW} x {WINDOW} pixels, got {t.shape[1:]}.")
     L = _ranges(data_range, len(t))[:, None, None]
     values = np.empty(len(t))
     for start in range(0, len(t), MAPS_AT_ONCE):
@@ -107,5 +109,5 @@ def _ssim(t: Maps, e: Maps) -> Maps:
 def _ranges(data_range: ArrayLike, n: int) -> NDArray[np.float64]:
     ranges = np.broadcast_to(np.asarray(data_range, np.float64), (n,))
     if not (ranges > 0).all():
-        raise ValueError("data_range must be positive: it is the largest minus the smallest possible value.")
+        raise SkyshiftError("data_range must be positive: it is the largest minus the smallest possible value.")
     return ranges

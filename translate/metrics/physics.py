@@ -23,6 +23,7 @@ References:
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skyshift.errors import SkyshiftError
 from skyshift.translate.metrics.image import Maps, as_maps
 
 Values = NDArray[np.float64]
@@ -40,7 +41,7 @@ def total_error(truth: ArrayLike, estimate: ArrayLike) -> Values:
         (n,), 0 where the total is right, NaN where the truth's is zero.
 
     Raises:
-        ValueError: The shapes differ.
+        SkyshiftError: The shapes differ.
     """
     t, e = as_maps(truth, estimate)
     total = t.sum(axis=(1, 2))
@@ -60,7 +61,7 @@ def radial_profile(maps: ArrayLike, side: ArrayLike | None = None, bins: int | N
         the profile, (n, bins), in the unit of the maps. NaN for a ring that holds no pixel centre.
 
     Raises:
-        ValueError: The shape is not (n, height, width), or ``bins`` or ``side`` is not positive.
+        SkyshiftError: The shape is not (n, height, width), or ``bins`` or ``side`` is not positive.
     """
     (m,) = as_maps(maps)
     radius, ring, bins = _rings(m.shape[1:], bins)
@@ -85,7 +86,7 @@ def radial_profile_error(truth: ArrayLike, estimate: ArrayLike, bins: int | None
         (n,), 0 where the profiles agree, NaN where the truth is zero in all rings.
 
     Raises:
-        ValueError: The shapes differ or ``bins`` is not positive.
+        SkyshiftError: The shapes differ or ``bins`` is not positive.
     """
     t, e = as_maps(truth, estimate)
     _, ring, bins = _rings(t.shape[1:], bins)
@@ -107,7 +108,7 @@ def power_spectrum(maps: ArrayLike, side: ArrayLike | None = None, bins: int | N
         without modes.
 
     Raises:
-        ValueError: The shape is not (n, height, width), a map is too small, or ``bins`` or ``side`` is not
+        SkyshiftError: The shape is not (n, height, width), a map is too small, or ``bins`` or ``side`` is not
             positive.
     """
     (m,) = as_maps(maps)
@@ -131,7 +132,7 @@ def power_ratio(
         k as in :func:`power_spectrum`, and P_e / P_t, (n, bins), NaN where the truth has no power.
 
     Raises:
-        ValueError: As in :func:`power_spectrum`, or the shapes differ.
+        SkyshiftError: As in :func:`power_spectrum`, or the shapes differ.
     """
     t, e = as_maps(truth, estimate)
     k, (P_t, P_e) = _spectra(side, bins, t, e)
@@ -156,7 +157,7 @@ def cross_correlation(
         k as in :func:`power_spectrum`, and r, (n, bins), from -1 to 1, NaN where either map has no power.
 
     Raises:
-        ValueError: As in :func:`power_spectrum`, or the shapes differ.
+        SkyshiftError: As in :func:`power_spectrum`, or the shapes differ.
     """
     t, e = as_maps(truth, estimate)
     k, (P_tt, P_ee, P_te) = _spectra(side, bins, t, e, cross=True)
@@ -194,7 +195,7 @@ def _modes(shape: tuple[int, ...], bins: int | None) -> tuple[Values, Bins, int]
     height, width = shape
     longest = max(shape)
     if min(shape) < 2:
-        raise ValueError(f"a power spectrum needs maps of at least 2 x 2 pixels, got {height} x {width}.")
+        raise SkyshiftError(f"a power spectrum needs maps of at least 2 x 2 pixels, got {height} x {width}.")
     bins = _count(longest // 2 if bins is None else bins)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)).ravel()
     # In units of the fundamental the bins run from 1/2 to 1/2 more than Nyquist, whose modes are the last.
@@ -231,11 +232,11 @@ def _lengths(side: ArrayLike, n: int) -> Values:
     """``side`` as one number or (n,)."""
     lengths = np.asarray(side, np.float64)
     if lengths.shape not in ((), (n,)) or not (lengths > 0).all():
-        raise ValueError(f"side must be one positive length or {n} of them, one a map; got {side!r}.")
+        raise SkyshiftError(f"side must be one positive length or {n} of them, one a map; got {side!r}.")
     return lengths
 
 
 def _count(bins: int) -> int:
     if bins < 1:
-        raise ValueError(f"bins is {bins}; at least one is needed.")
+        raise SkyshiftError(f"bins is {bins}; at least one is needed.")
     return bins

@@ -17,6 +17,8 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skyshift.errors import SkyshiftError
+
 Normalisation = Literal["instance", "batch", "group", "none"]
 Upsampling = Literal["bilinear", "transposed"]
 PaddingMode = Literal["reflect", "replicate", "zeros"]
@@ -28,22 +30,22 @@ def require_name(what: str, name: str, choices: object) -> None:
     """Check that ``name`` is one of the names in the ``Literal`` type ``choices``.
 
     Raises:
-        ValueError: It is not; the message names the nearest valid one.
+        SkyshiftError: It is not; the message names the nearest valid one.
     """
     valid = [str(choice) for choice in get_args(choices)]
     if name not in valid:
         near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown {what} '{name}', did you mean '{near}'? Valid are {', '.join(valid)}.")
+        raise SkyshiftError(f"unknown {what} '{name}', did you mean '{near}'? Valid are {', '.join(valid)}.")
 
 
 def require_at_least(what: str, value: int, least: int) -> None:
     """Check that ``value`` is no smaller than ``least``.
 
     Raises:
-        ValueError: It is smaller.
+        SkyshiftError: It is smaller.
     """
     if value < least:
-        raise ValueError(f"{what} is {value}; it must be at least {least}.")
+        raise SkyshiftError(f"{what} is {value}; it must be at least {least}.")
 
 
 def normalisation(name: Normalisation, channels: int) -> nn.Module:
@@ -56,7 +58,7 @@ def normalisation(name: Normalisation, channels: int) -> nn.Module:
         channels: Number of channels.
 
     Raises:
-        ValueError: The name is none of these.
+        SkyshiftError: The name is none of these.
     """
     require_name("normalisation", name, Normalisation)
     if name == "instance":
@@ -97,7 +99,7 @@ def upsample(kind: Upsampling, in_channels: int, out_channels: int, padding_mode
         padding_mode: How the map continues beyond its border. ``reflect`` needs a map of at least 2 pixels.
 
     Raises:
-        ValueError: A name is unknown.
+        SkyshiftError: A name is unknown.
     """
     require_name("upsampling", kind, Upsampling)
     require_name("padding", padding_mode, PaddingMode)
@@ -129,12 +131,12 @@ def pad_to_multiple(
         padded size, whatever its channels, to the size of ``x``.
 
     Raises:
-        ValueError: The mode is unknown, or a side is empty.
+        SkyshiftError: The mode is unknown, or a side is empty.
     """
     require_name("padding", mode, PaddingMode)
     height, width = x.shape[-2:]
     if min(height, width) < 1:
-        raise ValueError(f"a map of {height} x {width} pixels is empty.")
+        raise SkyshiftError(f"a map of {height} x {width} pixels is empty.")
     top, bottom = _amounts(height, multiple, minimum)
     left, right = _amounts(width, multiple, minimum)
     x = _pad_axis(x, (0, 0, top, bottom), height, mode)

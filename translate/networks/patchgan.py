@@ -17,6 +17,7 @@ References:
 
 from torch import Tensor, nn
 
+from skyshift.errors import SkyshiftError
 from skyshift.translate.networks.blocks import (
     Normalisation,
     PaddingMode,
@@ -42,7 +43,7 @@ class PatchGAN(nn.Module):
         padding: How maps and features continue beyond their border.
 
     Raises:
-        ValueError: A name is unknown or a number is out of range.
+        SkyshiftError: A name is unknown or a number is out of range.
     """
 
     def __init__(
@@ -117,11 +118,11 @@ class PatchGAN(nn.Module):
             floor(n / 2^layers) − 2 logits remain.
 
         Raises:
-            ValueError: The map is smaller than ``minimum_size``.
+            SkyshiftError: The map is smaller than ``minimum_size``.
         """
         height, width = x.shape[-2:]
         if min(height, width) < self.minimum_size:
-            raise ValueError(
+            raise SkyshiftError(
                 f"the discriminator got maps of {height} x {width} pixels; with this many layers it needs at "
                 f"least {self.minimum_size} x {self.minimum_size}. Use larger maps or fewer layers."
             )

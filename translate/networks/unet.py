@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skyshift.errors import SkyshiftError
 from skyshift.translate.networks.blocks import (
     Normalisation,
     PaddingMode,
@@ -51,7 +52,7 @@ class UNet(nn.Module):
         residual: Learn the difference from the source: the output is the source plus what the network says.
 
     Raises:
-        ValueError: A name is unknown, a number is out of range, or ``residual`` with unequal channels.
+        SkyshiftError: A name is unknown, a number is out of range, or ``residual`` with unequal channels.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class UNet(nn.Module):
         require_at_least("width", width, 1)
         require_at_least("depth", depth, 1)
         if residual and in_channels != out_channels:
-            raise ValueError(
+            raise SkyshiftError(
                 f"residual adds the {in_channels} source channels to {out_channels} target channels; "
                 "make them equal or set residual to false."
             )
