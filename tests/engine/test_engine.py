@@ -300,7 +300,7 @@ def assert_same_tensors(found, wanted, tolerance):
 
 
 def test_two_micro_batches_are_one_batch_of_twice_the_size(tiny_store, tmp_path):
-    """Losses are means over samples, no norm mixes samples, both players step at the end: gradients agree to rounding."""
+    """Losses are means over samples, no norm mixes samples, both players step last: gradients agree to rounding."""
     options = {"steps": 1, "checkpoint_every": 1, "dropout": 0.0}
     trainer_of(tmp_path / "two", tiny_store, accumulate=2, batch_size=2, **options).run()
     trainer_of(tmp_path / "one", tiny_store, accumulate=1, batch_size=4, **options).run()
@@ -582,7 +582,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_store, tmp_path, monkeypatc
         save(path, *rest)
 
     monkeypatch.setattr(engine, "save_tensors", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    message = r"step 6 cannot be written \(.*No space left on device\); the last good checkpoint is .*step_0000003"
+    with pytest.raises(TrainingError, match=message):
         trainer_of(tmp_path, tiny_store, resume=True).run()
     assert contents(tmp_path / "checkpoints") == before
     monkeypatch.undo()
