@@ -155,16 +155,16 @@ def test_store_maps_mapping_and_array_give_the_same(translator, store, gas):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_the_size_of_a_batch_does_not_matter(run, translator, store, batch_size):
     ours = Translator.from_pretrained(run, batch_size=batch_size)(store)["hi"].values
-    # Convolutions of another batch are summed in another order: 1e-6 of the scaled map, some ten times as much after
-    # its inverse, which is steep where maps are bright.
+    # Convolutions of another batch may take another algorithm: 1e-5 of the scaled map, some ten times as much after its
+    # inverse, which is steep where maps are bright.
     wanted = translator(store)["hi"].values
-    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5 * wanted.max())
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4 * wanted.max())
 
 
 def test_the_order_of_maps_does_not_matter(translator, gas):
     turned = translator(gas.values[::-1])["hi"].values[::-1]
     wanted = translator(gas)["hi"].values
-    np.testing.assert_allclose(turned, wanted, rtol=1e-4, atol=1e-5 * wanted.max())
+    np.testing.assert_allclose(turned, wanted, rtol=1e-4, atol=1e-4 * wanted.max())
 
 
 def test_bfloat16_is_close(run, translator, gas):
