@@ -22,7 +22,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from skyshift.datasets.maps import MapError, Maps
-from skyshift.files import write_whole
+from skyshift.files import flush, write_whole
 
 _OWN_CARDS = {
     "SIMPLE", "BITPIX", "EXTEND", "XTENSION", "PCOUNT", "GCOUNT", "BUNIT", "DOMAIN", "SIDEKPC", "BSCALE", "BZERO",
@@ -228,7 +228,7 @@ def _read_hdf5(path: Path, domain: str | None, unit: str | None) -> list[Maps]:
             found.append(
                 Maps(
                     _stack(path, data[()]),
-                    _named(path, "domain", attributes.get("domain", name), domain),
+                    _named(path, "domain", attributes.get("domain"), domain or name),
                     _named(path, "unit", attributes.get("unit"), unit),
                     None if side is None else np.atleast_1d(np.asarray(side, np.float64)),
                     tuple(json.loads(attributes["names"])) if "names" in attributes else (),
@@ -239,7 +239,7 @@ def _read_hdf5(path: Path, domain: str | None, unit: str | None) -> list[Maps]:
 
 
 def _write_hdf5(path: Path, maps: list[Maps]) -> None:
-    with write_whole(path) as side, h5py.File(side, "w") as file:
+    with write_whole(path) as side, h5py.File(side, "w", libver="latest") as file:
         for stack in maps:
             data = file.create_dataset(stack.domain, data=stack.values, compression="gzip", shuffle=True)
             data.attrs.update({"domain": stack.domain, "unit": stack.unit, "provenance": stack.provenance})
@@ -286,5 +286,6 @@ def _write_npy(path: Path, maps: list[Maps]) -> None:
     # Both are on the disk before either takes its name: a failure leaves the old pair.
     with write_whole(path.with_suffix(".json")) as beside, write_whole(path) as side:
         beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        flush(beside)
         with side.open("wb") as file:
             np.save(file, stack.values, allow_pickle=False)

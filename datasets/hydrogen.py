@@ -36,7 +36,7 @@ from skyshift.datasets.galaxy import Galaxy, GalaxyError
 Array = NDArray[np.float64]
 
 HYDROGEN_FRACTION = 0.76
-"""Primordial hydrogen mass fraction X_H, used where a file gives no metal-resolved one."""
+"""Primordial hydrogen mass fraction X_H, used for all gas (as the TNG data specification does)."""
 
 ADIABATIC_INDEX = 5.0 / 3.0
 

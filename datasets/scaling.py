@@ -9,8 +9,9 @@ training maps alone, so that the bulk of their values lies in [0, 1], and is sav
     power    y = sign(x) |x / span|^exponent
 
 All pass zero through as zero (but for ``linear`` with an offset) and work on NumPy arrays and on torch tensors, where
-they are differentiable. NumPy input is computed in float64, so that inverse(forward(x)) gives every float32 x back
-exactly; what is lost when y itself is stored as float32 is at most about one part in a million of x.
+they are differentiable (``power`` forward but for zero itself, where its slope is infinite). NumPy input is computed in
+float64, so that inverse(forward(x)) gives every float32 x back exactly (for ``linear``, as long as the offset is not
+2²⁹ times larger than x); what is lost when y itself is stored as float32 is at most about one part in a million of x.
 """
 
 import abc

@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from skyshift.datasets.galaxy import PARTICLE_TYPES, Galaxy
 from skyshift.datasets.smoothing import cell_radius
 from skyshift.datasets.synthetic import PARAMETERS, SyntheticSimulation, write_simulation
-from skyshift.datasets.tng import Box, Snapshot, read_cutout
+from skyshift.datasets.tng import Box, Snapshot, read_cutout, read_cutout_header
 from skyshift.datasets.tng_units import SnapshotError
 from skyshift.naming import unknown
 
@@ -82,7 +82,7 @@ class SnapshotSource(GalaxySource):
         minimum_particles: Kind to the least number of particles.
         galaxies: Subhalo numbers to take; by default all that pass the two minima.
         limit: At most so many, the most massive groups first; 0 for no limit.
-        partial: Go on although chunks of the snapshot are missing.
+        partial: Go on although chunks other than the first are missing; galaxies in these are left out.
     """
 
     base_path: str = ""
@@ -114,7 +114,11 @@ class SnapshotSource(GalaxySource):
             self._check_asked(self.galaxies, table.count, enough, table.good)
             chosen = list(self.galaxies)
         else:
-            chosen = np.flatnonzero(good & enough).tolist()
+            passing = np.flatnonzero(good & enough)
+            if self.partial:
+                kinds = [kind for kind in PARTICLE_TYPES if kind in self._open().fields]
+                passing = passing[self._open().reachable(passing, kinds)]
+            chosen = passing.tolist()
         if not chosen:
             raise SnapshotError(
                 f"no galaxy of {self.base_path}, snapshot {self.snapshot}, passes minimum_mass {self.minimum_mass} "
@@ -210,14 +214,20 @@ class CutoutSource(GalaxySource):
             if not matches:
                 raise SnapshotError(f"no cutout file is called {pattern}")
             found.extend(matches)
-        return found
+        return list({path.resolve(): path for path in found}.values())
 
     def items(self) -> list[Item]:
-        """The files in the order given; each is a split group of its own."""
+        """The files in the order given, each once; files of one subhalo form a split group."""
         paths = self._paths()
         if not paths:
             raise SnapshotError("no cutout files were named (files: [...])")
-        return [Item(i, i) for i in range(len(paths))]
+        groups: dict[tuple[str, int, int], int] = {}
+        items = []
+        for i, path in enumerate(paths):
+            header = read_cutout_header(path)
+            subhalo = (header.simulation, header.number, header.cutout)
+            items.append(Item(i, groups.setdefault(subhalo, i) if header.cutout >= 0 else i))
+        return items
 
     def read(self, number: int, need: Need) -> Galaxy:
         """One file."""

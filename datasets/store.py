@@ -128,6 +128,7 @@ class MapStore:
         self.shard_views: int = meta["shard_views"]
         self.labels: tuple[str, ...] = tuple(meta["labels"])
         self.plan: dict[str, Any] = meta["plan"]
+        self._catalogue: Table | None = None
 
     @classmethod
     def create(
@@ -306,6 +307,14 @@ class MapStore:
 
     def catalogue(self) -> Table:
         """The rows of all finished shards, in the order of the views (columns: :class:`ViewRecord`)."""
+        if self._catalogue is None:
+            table = self._read_catalogue()
+            if len(table) < self.views:
+                return table
+            self._catalogue = table
+        return self._catalogue.copy()
+
+    def _read_catalogue(self) -> Table:
         parts = [pq.read_table(self._part(shard)) for shard in range(self.shards) if self.is_done(shard)]
         table = pa.concat_tables(parts) if parts else _SCHEMA.empty_table()
         columns = {}

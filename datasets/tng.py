@@ -71,12 +71,14 @@ def half_mass_radius(particles: Particles) -> float:
     return float(radius[order][half])
 
 
-def _split_wind(kinds: dict[str, Particles], where: str) -> dict[str, Particles]:
-    """Part type 4 into stars (formation time > 0) and wind (≤ 0)."""
+def _split_wind(kinds: dict[str, Particles], where: str, needed: bool) -> dict[str, Particles]:
+    """Part type 4 into stars (formation time > 0) and wind (≤ 0); where these cannot be told apart, neither."""
     type4 = kinds.pop("stars", None)
     if type4 is None:
         return kinds
     if "formation_scale_factor" not in type4.fields:
+        if not needed:
+            return kinds
         raise SnapshotError(
             f"{where}: PartType4 has no GFM_StellarFormationTime, so stars cannot be told from wind particles; "
             "ask for that field when downloading"
@@ -106,6 +108,23 @@ def _check_need(have: Mapping[str, Iterable[str]], need: Mapping[str, Iterable[s
                 )
 
 
+def _require_counts(file: h5py.File, kind: str, header: Header, partial: bool = False) -> None:
+    """Hold the lengths of the arrays of one kind against each other and against the header."""
+    number = PARTICLE_TYPES[kind]
+    name = f"PartType{number}"
+    if name not in file:
+        return
+    lengths = {field: len(file[name][field]) for field in FIELDS[kind] if field in file[name]}
+    if len(set(lengths.values())) > 1:
+        raise SnapshotError(f"{file.filename}: the fields of {name} differ in length: {lengths}")
+    count, claimed = next(iter(lengths.values()), 0), int(header.counts[number])
+    if count != claimed and not partial:
+        raise SnapshotError(
+            f"{file.filename}: the header counts {claimed} particles of type {number}, the arrays hold {count}. "
+            "The file is thinned or damaged; ask for a partial read to take it as it is (masses will not add up)."
+        )
+
+
 def _read_group(file: h5py.File, kind: str, header: Header, partial: bool) -> dict[str, NDArray[Any]]:
     """The stored arrays of one kind in one file, with its counts and scalings checked."""
     number = PARTICLE_TYPES[kind]
@@ -120,18 +139,10 @@ def _read_group(file: h5py.File, kind: str, header: Header, partial: bool) -> di
         return {}
     group = file[name]
     fields = [field for field in FIELDS[kind] if field in group]
-    lengths = {field: len(group[field]) for field in fields}
     for required in ("Coordinates", *(() if kind == "dm" else ("Masses",))):
         if required not in group:
             raise SnapshotError(f"{file.filename}: {name} has no {required}; download it again with that field")
-    if len(set(lengths.values())) > 1:
-        raise SnapshotError(f"{file.filename}: the fields of {name} differ in length: {lengths}")
-    count = lengths["Coordinates"]
-    if count != claimed and not partial:
-        raise SnapshotError(
-            f"{file.filename}: the header counts {claimed} particles of type {number}, the arrays hold {count}. "
-            "The file is thinned or damaged; ask for a partial read to take it as it is (masses will not add up)."
-        )
+    _require_counts(file, kind, header, partial)
     for field in fields:
         check_scaling(group, field)
     return {field: group[field][()] for field in fields}
@@ -147,6 +158,16 @@ def _shrinking_centre(position: NDArray[np.floating], mass: NDArray[np.floating]
             return np.asarray(centre, np.float64)
         centre = np.average(position[inside], axis=0, weights=mass[inside])
         radius *= 0.9
+
+
+def read_cutout_header(path: str | Path) -> Header:
+    """The header of an API cutout file.
+
+    Raises:
+        SnapshotError: It is no such file.
+    """
+    with _open(Path(path)) as file:
+        return read_header(file)
 
 
 def read_cutout(
@@ -185,7 +206,7 @@ def read_cutout(
     if not any(len(particles) for particles in kinds.values()):
         raise SnapshotError(f"{path} holds no particles at all; the subhalo has none of the types asked for")
     kinds.update({kind: no_particles(kind, header) for kind in none})
-    kinds = _split_wind(kinds, str(path))
+    kinds = _split_wind(kinds, str(path), need is None or not {"stars", "wind"}.isdisjoint(need))
     if centre is None:
         position, mass = (np.concatenate([p[name] for p in kinds.values()]) for name in ("position", "mass"))
         sound = np.isfinite(position).all(axis=1) & np.isfinite(mass) & (mass > 0)  # Galaxy refuses the rest by name
@@ -216,9 +237,15 @@ def _chunk_paths(folder: Path) -> dict[int, Path]:
     return {int(match.group(1)): path for match, path in matches if match}
 
 
-def _missing_chunks(folder: Path, chunks: Mapping[int, Path], files: int) -> list[str]:
+def _require_chunks(folder: Path, chunks: Mapping[int, Path], files: int, partial: bool) -> list[str]:
+    """The chunks that are missing, refused unless a partial read is asked for."""
     stem = re.sub(r"\.\d+\.hdf5$", "", next(iter(chunks.values())).name)
-    return [str(folder / f"{stem}.{i}.hdf5") for i in range(files) if i not in chunks]
+    missing = [str(folder / f"{stem}.{i}.hdf5") for i in range(files) if i not in chunks]
+    if missing and not partial:
+        raise SnapshotError(
+            f"{len(missing)} of {files} chunks are missing, first {missing[0]}; fetch them, or ask for a partial read"
+        )
+    return missing
 
 
 def _first_header(folder: Path) -> tuple[Header, dict[int, Path]]:
@@ -267,7 +294,7 @@ class Snapshot:
     Args:
         base_path: The simulation's ``output`` folder.
         number: Snapshot number.
-        partial: Go on although chunks are missing; a galaxy that lies in one is then refused by itself.
+        partial: Go on although chunks other than the first are missing; see :meth:`reachable`.
 
     Raises:
         SnapshotError: No snapshot or catalogue there, or a chunk is missing (the message names it).
@@ -286,17 +313,19 @@ class Snapshot:
         if not folder.is_dir():
             there = ", ".join(sorted(p.name for p in self.base_path.glob("snapdir_*"))) or "no snapdir_NNN folder"
             raise SnapshotError(f"{folder} does not exist; {self.base_path} holds {there}")
-        self.header, chunks = _first_header(folder)
-        missing = _missing_chunks(folder, chunks, self.header.files)
-        if missing and not partial:
+        self.header, self._chunks = _first_header(folder)
+        _require_chunks(folder, self._chunks, self.header.files, partial)
+        if 0 not in self._chunks:
+            raise SnapshotError(f"chunk 0 of {folder} is missing: without it nothing of a catalogued snapshot is found")
+        self._offsets = self.base_path.parent / "postprocessing" / "offsets" / f"offsets_{number:03d}.hdf5"
+        if not self._offsets.is_file():
             raise SnapshotError(
-                f"{len(missing)} of {self.header.files} chunks are missing, first {missing[0]}; fetch them, or ask "
-                "for a partial read"
+                f"{self._offsets} is missing: without the offsets no subhalo can be found in the snapshot"
             )
-        offsets = self.base_path.parent / "postprocessing" / "offsets" / f"offsets_{number:03d}.hdf5"
-        if not offsets.is_file():
-            raise SnapshotError(f"{offsets} is missing: without the offsets no subhalo can be found in the snapshot")
-        self.fields = self._available(chunks)
+        with _open(self._offsets) as file:
+            self._starts = file["FileOffsets/SnapByType"][()].astype(np.int64)
+        self._sound: set[int] = set()
+        self.fields = self._available(self._chunks)
         self.subhalos = self._read_catalogue()
 
     def _available(self, chunks: Mapping[int, Path]) -> dict[str, set[str]]:
@@ -317,6 +346,8 @@ class Snapshot:
     def _read_catalogue(self) -> Subhalos:
         first = Path(illustris_python.groupcat.gcPath(str(self.base_path), self.number))
         with _open(first) as file:
+            files = int(np.asarray(file["Header"].attrs["NumFiles"]).reshape(-1)[0]) if "Header" in file else 1
+            _require_chunks(first.parent, _chunk_paths(first.parent), files, partial=False)
             columns = set(file["Subhalo"]) if "Subhalo" in file else set()
             lacking = [name for name in self._CATALOGUE if name not in columns]
             if lacking:
@@ -359,7 +390,7 @@ class Snapshot:
         for kind in asked:
             if kind in self.fields:
                 kinds[kind] = self._load(number, kind)
-        kinds = _split_wind(kinds, where)
+        kinds = _split_wind(kinds, where, needed=True)
         centre = self.subhalos.position[number]
         radii = self.subhalos.half_mass_radius[number]
         return Galaxy(
@@ -379,9 +410,56 @@ class Snapshot:
             provenance=f"subhalo {number} of {where}",
         )
 
+    def _chunk_range(self, first: NDArray[np.int64], number: NDArray[np.int64], kind: str) -> NDArray[np.int64]:
+        """(n, 2) first and last chunk that hold particles of ``kind`` of these subhaloes."""
+        column = PARTICLE_TYPES[kind]
+        last = first[:, column] + np.maximum(self.subhalos.count[number, column], 1) - 1
+        ends = np.stack([first[:, column], last], axis=1)
+        return np.searchsorted(self._starts[:, column], ends, side="right") - 1
+
+    def reachable(self, numbers: NDArray[np.int64], kinds: Iterable[str]) -> NDArray[np.bool_]:
+        """(n,) whether all particles of these kinds lie in chunks that are there."""
+        with _open(self._offsets) as file:
+            first = file["Subhalo/SnapByType"][()].astype(np.int64)[numbers]
+        missing = np.array([chunk not in self._chunks for chunk in range(len(self._starts))]).cumsum()
+        before = np.concatenate([[0], missing])
+        good = np.ones(len(numbers), bool)
+        for kind in kinds:
+            low, high = self._chunk_range(first, numbers, kind).T
+            empty = self.subhalos.count[numbers, PARTICLE_TYPES[kind]] == 0
+            good &= empty | (before[high + 1] == before[low])
+        return good
+
+    def _require_sound(self, number: int, kind: str) -> None:
+        """Check the chunks of one subhalo, each once: there, and as many particles as header and offsets say."""
+        with _open(self._offsets) as file:
+            first = file["Subhalo/SnapByType"][number : number + 1].astype(np.int64)
+        low, high = self._chunk_range(first, np.array([number]), kind)[0]
+        for chunk in range(low, high + 1):
+            if chunk in self._sound:
+                continue
+            if chunk not in self._chunks:
+                raise SnapshotError(
+                    f"subhalo {number} of {self.base_path}, snapshot {self.number}: its {kind} particles lie in chunk "
+                    f"{chunk}, which is missing"
+                )
+            with _open(self._chunks[chunk]) as file:
+                header = read_header(file)
+                for name in KINDS:
+                    _require_counts(file, name, header)
+            if chunk + 1 < len(self._starts):
+                held = self._starts[chunk + 1] - self._starts[chunk]
+                if (held != header.counts).any():
+                    raise SnapshotError(
+                        f"{self._chunks[chunk]}: the header counts {header.counts.tolist()} particles by type, the "
+                        f"offsets {held.tolist()}; offsets and snapshot do not belong together"
+                    )
+            self._sound.add(chunk)
+
     def _load(self, number: int, kind: str) -> Particles:
         if not self.subhalos.count[number, PARTICLE_TYPES[kind]]:
             return no_particles(kind, self.header)
+        self._require_sound(number, kind)
         fields = [field for field in FIELDS[kind] if field in self.fields[kind]]
         try:
             stored = illustris_python.snapshot.loadSubhalo(
@@ -404,7 +482,7 @@ class Box:
     Args:
         folder: Holds ``*.0.hdf5``, ``*.1.hdf5``, …
         need: Kind to the fields that must be there; only these kinds are read. By default all kinds.
-        partial: Read what there is although chunks are missing (see :attr:`missing`) or thinned.
+        partial: Read what there is although chunks are missing; see :attr:`missing`.
 
     Attributes:
         header: Of the first chunk.
@@ -421,19 +499,14 @@ class Box:
     ) -> None:
         self.folder = Path(folder)
         self.header, chunks = _first_header(self.folder)
-        self.missing = _missing_chunks(self.folder, chunks, self.header.files)
-        if self.missing and not partial:
-            raise SnapshotError(
-                f"{len(self.missing)} of {self.header.files} chunks are missing, first {self.missing[0]}; fetch "
-                "them, or ask for a partial read"
-            )
+        self.missing = _require_chunks(self.folder, chunks, self.header.files, partial)
         asked = KINDS if need is None else tuple({"stars" if kind == "wind" else kind for kind in need})
         stored: dict[str, list[dict[str, NDArray[Any]]]] = {kind: [] for kind in asked}
         for path in chunks.values():
             with _open(path) as file:
                 header = read_header(file)
                 for kind in asked:
-                    part = _read_group(file, kind, header, partial)
+                    part = _read_group(file, kind, header, partial=False)
                     if part:
                         stored[kind].append(part)
         have = {kind: set.intersection(*(set(p) for p in parts)) for kind, parts in stored.items() if parts}
@@ -444,7 +517,7 @@ class Box:
             kinds[kind] = to_particles(kind, arrays, self.header)
         self.particles = {
             kind: p if p.support is not None else replace(p, support=neighbour_distance(p.position, NEIGHBOURS[kind]))
-            for kind, p in _split_wind(kinds, str(self.folder)).items()
+            for kind, p in _split_wind(kinds, str(self.folder), needed=True).items()
         }
         self.number = int(match.group(1)) if (match := re.search(r"_(\d+)\.", chunks[min(chunks)].name)) else -1
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -23,6 +24,7 @@ from skyshift.datasets.sources import GalaxySource
 from skyshift.datasets.store import MapStore
 from skyshift.engine import Batch, LoaderPlan, TrainingConfig
 from skyshift.errors import SkyshiftError
+from skyshift.naming import unknown
 from skyshift.translate.translator import Channel, Translation
 
 
@@ -54,6 +56,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.source or not self.target:
             raise SkyshiftError("data.source and data.target name at least one domain each")
+        for name in self.scaling:
+            if name not in [*self.source, *self.target]:
+                raise SkyshiftError(f"data.scaling: {unknown('domain', name, [*self.source, *self.target])}")
 
     def open(self) -> MapStore:
         """The store, built first where that was asked for; on several processes one builds and the others wait.
@@ -80,6 +85,9 @@ class DataConfig:
             raise SkyshiftError(f"data.build: there is no file {self.build}, nor a shipped configuration of that name")
         arguments = ["--config", str(path), "--store", self.store]
         config, _ = parse(BuildConfig, arguments, None, "data.build", (GalaxySource,))
+        for name in [*self.source, *self.target]:
+            if name not in config.domains:
+                raise SkyshiftError(f"{self.build} builds no such maps: {unknown('domain', name, config.domains)}")
         build_store(config)
 
 
@@ -173,3 +181,5 @@ class TranslationData:
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group: the loop ends its step and saves, and needs its workers for that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,7 +8,7 @@ wave numbers up to half of Nyquist in each map. Intervals are 68 % of bootstrap 
 one galaxy do not count as independent.
 
 A map whose true total is below a thousandth of the mean training one holds no signal to speak of (50 Msun of HI in an
-elliptical, say): relative errors and correlations leave it out, and what is wrongly seen in it has a row of its own.
+elliptical, say): all metrics leave it out, and what is wrongly seen in it has a row of its own.
 """
 
 import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
@@ -44,7 +44,7 @@ from skyshift.translate.metrics.physics import (
     radial_profile_error,
     total_error,
 )
-from skyshift.translate.translator import Translator, find_checkpoint, store_maps
+from skyshift.translate.translator import Precision, Translator, find_checkpoint, store_maps
 
 Values = NDArray[np.float64]
 
@@ -62,6 +62,7 @@ class EvaluateConfig:
             checkpoint's run.
         batch_size: Maps translated at once.
         precision: no (float32) or bf16.
+        trust_remote_code: Allow the checkpoint to name classes from outside this package.
     """
 
     checkpoint: str = "runs/gas_to_hi"
@@ -69,7 +70,8 @@ class EvaluateConfig:
     part: str = "test"
     output: str = ""
     batch_size: int = 32
-    precision: str = "no"
+    precision: Precision = "no"
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,15 +156,19 @@ def score(
         yardstick: Dynamic range and typical total.
 
     Returns:
-        Metric to (n,) values; NaN where a map has none: relative ones where there is no signal, ``false_signal`` where
-        there is some.
+        Metric to (n,) values; NaN where a map has none: ``false_signal`` where there is signal, but for ``total_bias``
+        all others where there is none.
     """
     k, ratio = power_ratio(truth, estimate)
     _, correlation = cross_correlation(truth, estimate)
     low = k <= 0.5
     totals, seen = _totals(truth, side), _totals(estimate, side)
     faint = totals <= FAINT * yardstick.typical_total
+    # A map that is empty where the truth has structure correlates with nothing of it.
+    correlation = np.where(np.isfinite(ratio) & (ratio == 0), 0.0, correlation)
     relative = {
+        "psnr": psnr(truth, estimate, yardstick.data_range),
+        "ssim": ssim(truth, estimate, yardstick.data_range),
         "total_error": total_error(truth, estimate),
         "profile_error": radial_profile_error(truth, estimate),
         "power_error": np.abs(ratio[:, low] - 1).mean(axis=1),
@@ -170,8 +176,6 @@ def score(
     }
     false_signal = seen / yardstick.typical_total if yardstick.typical_total else np.full(len(truth), np.nan)
     return {
-        "psnr": psnr(truth, estimate, yardstick.data_range),
-        "ssim": ssim(truth, estimate, yardstick.data_range),
         # Its mean over maps is the error of the sum of their totals.
         "total_bias": (seen - totals) / totals.mean() if totals.mean() else np.full(len(truth), np.nan),
         "false_signal": np.where(faint, false_signal, np.nan),
@@ -298,7 +302,8 @@ def evaluate(
     part: str = "test",
     output: str | Path | None = None,
     batch_size: int = 32,
-    precision: str = "no",
+    precision: Precision = "no",
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """Judge a checkpoint and write table, values and figures.
 
@@ -310,6 +315,7 @@ def evaluate(
         output: Folder for ``table.md``, ``summary.json``, ``maps.csv``, ``maps.png``, ``spectra.png``.
         batch_size: Maps translated at once.
         precision: no or bf16.
+        trust_remote_code: Allow the checkpoint to name classes from outside this package.
 
     Raises:
         CheckpointError: There is no checkpoint.
@@ -317,7 +323,9 @@ def evaluate(
         SkyshiftError: There are no maps in that part.
     """
     folder = find_checkpoint(checkpoint)
-    translator = Translator.from_pretrained(folder, batch_size=batch_size, precision=precision)
+    translator = Translator.from_pretrained(
+        folder, batch_size=batch_size, precision=precision, trust_remote_code=trust_remote_code
+    )
     store = store or MapStore(translator.translation.provenance["store"])
     store.require_domains([*translator.source, *translator.target])
     train, views, known = _views(store, translator, part)
@@ -348,14 +356,21 @@ def evaluate(
         lit = _totals(truth, of_views) > FAINT * yardstick.typical_total
         faint.append(f"{domain} {(~lit).sum()}")
         drawn[domain] = {name: curves(truth[lit], values[lit]) for name, values in candidates.items()}
-    where = part if known else f"{part} part of another store"
-    caution = "" if known else " Galaxies that this store shares with the training's may have been trained on."
+    count = len(np.unique(groups))
+    kind = f"{part} galaxies (or regions of space)" if known else f"galaxies of another store ({part} part)"
+    notes = [
+        f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the lit "
+        "training pixels).",
+        f"Maps without signal, left out of all but the last row: {', '.join(faint)}.",
+        "± is half of the 68 % bootstrap interval over galaxies"
+        + (f", which with {count} independent ones is rough." if count < 10 else "."),
+        "The per-pixel relations are fitted on the training maps.",
+        *([] if known else ["Galaxies that this store shares with the training's may have been trained on."]),
+    ]
     result = Evaluation(
         f"{', '.join(translator.source)} → {', '.join(translator.target)}, {folder.name} of {method}: {len(views)} "
-        f"maps of {len(np.unique(groups))} {where} galaxies",
-        f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the "
-        f"lit training pixels). Maps without signal, left out of relative errors: {', '.join(faint)}. ± is half of the "
-        "68 % bootstrap interval over galaxies. The per-pixel relations are fitted on the training maps." + caution,
+        f"maps of {count} {kind}",
+        " ".join(notes),
         scores,
         groups,
     )
@@ -439,6 +454,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output=config.output or run / "evaluation",
         batch_size=config.batch_size,
         precision=config.precision,
+        trust_remote_code=config.trust_remote_code,
     )
     print(result.table())
 

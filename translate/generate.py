@@ -25,7 +25,7 @@ from skyshift.datasets.formats import file_format, read_maps, write_maps
 from skyshift.datasets.store import MapStore, StoreError, ViewRecord
 from skyshift.errors import SkyshiftError
 from skyshift.translate.data import fingerprint
-from skyshift.translate.translator import Translator, find_checkpoint, store_maps
+from skyshift.translate.translator import Precision, Translator, find_checkpoint, store_maps
 
 
 @dataclass
@@ -49,7 +49,7 @@ class GenerateConfig:
     domain: str = ""
     unit: str = ""
     batch_size: int = 32
-    precision: str = "no"
+    precision: Precision = "no"
     trust_remote_code: bool = False
 
 

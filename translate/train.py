@@ -9,7 +9,7 @@ Without ``--config`` it runs the embedded default: a toy simulation in the real 
 import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from accelerate.utils import set_seed
 from matplotlib.figure import Figure
 from torch import nn
 
-from skyshift.checkpoint import CheckpointError, latest
+from skyshift.checkpoint import CheckpointError
 from skyshift.command import command, parse
-from skyshift.engine import Hooks, Trainer, TrainingConfig
+from skyshift.engine import Hooks, Trainer, TrainingConfig, require_free, require_processes
 from skyshift.errors import SkyshiftError
 from skyshift.files import write_text
 from skyshift.translate.data import DataConfig, TranslationData
@@ -74,6 +74,45 @@ def _sampler(data: TranslationData) -> Callable[[nn.Module], Figure]:
     return draw
 
 
+_FREE = {"output", "resume", "evaluation"}
+_FREE_TRAINING = {"workers", "log_every", "sample_every", "checkpoint_every", "keep"}
+
+
+def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides the weights, flat: key to value."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, entry in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), entry)
+        else:
+            flat[prefix] = value
+
+    walk("", {key: value for key, value in plain.items() if key not in _FREE})
+    skipped = {f"training.{name}" for name in _FREE_TRAINING} | {"data.store", "data.build"}
+    return {key: value for key, value in flat.items() if key not in skipped}
+
+
+def _require_same_settings(checkpoint: Path, plain: Mapping[str, Any]) -> None:
+    """A run goes on with the settings it began with: method, networks, learning rates, augmentation.
+
+    Raises:
+        CheckpointError: One is another; the message names it.
+    """
+    try:
+        before = _fixed(yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, AttributeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{checkpoint / 'config.yaml'} cannot be read ({error})") from None
+    now = _fixed(plain)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{checkpoint} was trained with {name} = {before.get(name)}, this run has {now.get(name)}; a run "
+                "continues exactly or not at all. Start a new one with another --output"
+            )
+
+
 def _require_same_data(checkpoint: Path, translation: Translation) -> None:
     """A run goes on with the maps, the split and the scalings it began with.
 
@@ -103,15 +142,20 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     Returns:
         The last checkpoint.
     """
+    require_processes(PartialState().num_processes)
+    found = require_free(Path(config.output), config.resume)
+    if found:
+        _require_same_settings(found, plain)
     store = config.data.open()
     data = TranslationData(config.data, store, config.training.seed)
     if config.evaluation and not len(data.views["test"]):
         raise SkyshiftError("there are no test galaxies to evaluate on: set data.split.test, or --evaluation false")
-    found = latest(Path(config.output)) if config.resume else None
     if found:
         _require_same_data(found, data.translation)
     set_seed(config.training.seed)  # the same weights on every process
     method = config.method(len(config.data.source), len(config.data.target))
+    if method.needs_pairs and not config.data.paired:
+        raise SkyshiftError(f"{type(method).__name__} learns from pairs; set data.paired true or choose another method")
     text = yaml.safe_dump(plain, sort_keys=False)
 
     def describe(folder: Path) -> None:
@@ -131,8 +175,10 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     checkpoint = trainer.run()
     if config.evaluation and trainer.accelerator.is_main_process:
         # Maps are evaluated in float32, whatever precision they were trained in.
-        print(evaluate(checkpoint, store=store, output=Path(config.output) / "evaluation").table())
-        print(f"checkpoint: {checkpoint}\nfigures and table: {Path(config.output) / 'evaluation'}")
+        # What this very configuration named is trusted.
+        output = Path(config.output) / "evaluation"
+        print(evaluate(checkpoint, store=store, output=output, trust_remote_code=True).table())
+        print(f"checkpoint: {checkpoint}\nfigures and table: {output}")
     trainer.accelerator.wait_for_everyone()
     return checkpoint
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
 from skyshift.translate.methods.base import TranslationMethod
+
+Precision = Literal["no", "bf16"]
 
 FORMAT = 1
 """Version of ``translation.json``; a later one is refused."""
@@ -168,7 +170,7 @@ class Translator:
         translation: Translation,
         *,
         batch_size: int = 32,
-        precision: str = "no",
+        precision: Precision = "no",
     ) -> None:
         self.method, self.translation = method.eval(), translation
         self.batch_size, self.precision = batch_size, precision
@@ -181,7 +183,7 @@ class Translator:
         *,
         device: str | torch.device | None = None,
         batch_size: int = 32,
-        precision: str = "no",
+        precision: Precision = "no",
         averaged: bool = True,
         trust_remote_code: bool = False,
     ) -> "Translator":

@@ -7,11 +7,13 @@ checkpoints, resuming, logs and progress. One optimizer step in phases:
     after the last of them: clip the gradients and step, all players from the same weights
     after the step:         move the averaged weights, log, sample, checkpoint
 
-That all players step together makes n micro-batches of b samples, or n processes, one batch of n b samples exactly.
+That all players step together makes n micro-batches of b samples, or n processes, one batch of n b samples, for
+networks that treat each sample by itself (no batch normalisation) and draw no random numbers (no dropout).
 
 What a run has done is a function of its configuration and the step alone: batches are numbered (their content depends
 on the seed and the number), the learning rate is computed from the step, and weights, optimizers, averages and random
-number generators of every process are in the checkpoint. A resumed run therefore continues bit for bit.
+number generators of every process are in the checkpoint. A resumed run therefore continues bit for bit, on a GPU where
+its kernels are deterministic (``training.deterministic``).
 """
 
 import abc
@@ -49,6 +51,7 @@ from skyshift.checkpoint import (
 )
 from skyshift.errors import SkyshiftError
 from skyshift.files import write_folder_whole, write_text, write_whole
+from skyshift.naming import unknown
 
 Batch = Mapping[str, Any]
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -218,6 +221,38 @@ def computes_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def require_processes(seen: int) -> None:
+    """Check that the launch is what it seems.
+
+    Args:
+        seen: Processes that Accelerate sees.
+
+    Raises:
+        TrainingError: The environment asks for more: each would train by itself.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked != seen:
+        raise TrainingError(
+            f"the launch asks for {asked} processes, Accelerate sees {seen}: each would train "
+            "alone. Without a GPU set ACCELERATE_USE_CPU=true, e.g. ACCELERATE_USE_CPU=true torchrun --standalone "
+            f"--nproc_per_node {asked} translate/train.py"
+        )
+
+
+def require_free(folder: Path, resume: bool) -> Path | None:
+    """The checkpoint of a run's folder to continue from, if there is one.
+
+    Raises:
+        TrainingError: There is one, and it is not to be continued from.
+    """
+    found = latest(folder)
+    if found and not resume:
+        raise TrainingError(
+            f"{folder} already holds a run ({found.name}); continue it with --resume true or choose another output"
+        )
+    return found
+
+
 def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
     """The launch as Accelerate sees it.
 
@@ -231,13 +266,7 @@ def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
         log_with="tensorboard",
         project_dir=folder,
     )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != accelerator.num_processes:
-        raise TrainingError(
-            f"the launch asks for {asked} processes, Accelerate sees {accelerator.num_processes}: each would train "
-            "alone. Without a GPU set ACCELERATE_USE_CPU=true, e.g. ACCELERATE_USE_CPU=true torchrun --standalone "
-            f"--nproc_per_node {asked} translate/train.py"
-        )
+    require_processes(accelerator.num_processes)
     return accelerator
 
 
@@ -270,17 +299,16 @@ class Trainer:
         resume: bool = False,
     ) -> None:
         self.training, self.folder, self.hooks = training, Path(folder), hooks or Hooks()
-        found = latest(self.folder)
-        if found and not resume:
-            raise TrainingError(
-                f"{self.folder} already holds a run ({found.name}); continue it with --resume true or choose "
-                "another output"
-            )
+        found = require_free(self.folder, resume)
         self.accelerator = make_accelerator(training, self.folder)
         if training.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
             torch.use_deterministic_algorithms(True, warn_only=True)
         if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
             raise TrainingError("fp16 needs a GPU, on a CPU it would be float32 in silence; use bf16, no or auto")
+        for player in training.learning_rates:
+            if player not in method.players:
+                raise TrainingError(f"training.learning_rates: {unknown('player', player, method.players)}")
         self.step = 0
         self.method = method.to(self.accelerator.device)
         self.loader = loader
@@ -363,10 +391,10 @@ class Trainer:
                     window, started, started_at = [], time.perf_counter(), self.step
                 if training.sample_every and self.step % training.sample_every == 0:
                     self._sample()
-                if self.step % training.checkpoint_every == 0 or self.step == training.steps:
+                stopped = self._anywhere(stop.asked) and self.step < training.steps
+                if self.step % training.checkpoint_every == 0 or self.step == training.steps or stopped:
                     self._save()
-                if self._anywhere(stop.asked):
-                    self._save()
+                if stopped:
                     raise TrainingError(
                         f"stopped as asked after step {self.step}; continue with --resume true from "
                         f"{self._last_checkpoint()}"
@@ -508,6 +536,7 @@ class Trainer:
             "batch_size": self.training.batch_size,
             "accumulate": self.training.accumulate,
             "seed": self.training.seed,
+            "precision": self.accelerator.mixed_precision,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
 
@@ -553,7 +582,7 @@ class Trainer:
         mine = self._facts()
         if not isinstance(facts, dict) or facts.keys() != mine.keys():
             raise CheckpointError(f"{folder} cannot be continued from: state/progress.json is damaged")
-        for name in ("processes", "batch_size", "accumulate", "seed"):
+        for name in ("processes", "batch_size", "accumulate", "seed", "precision"):
             if facts[name] != mine[name]:
                 raise CheckpointError(
                     f"{folder} was trained with {name} = {facts[name]}, this run has {mine[name]}; a run continues "

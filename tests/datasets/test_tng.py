@@ -390,8 +390,63 @@ def test_a_missing_chunk_of_a_snapshot(tmp_path, tiny_simulation):
     partial = Snapshot(base, 99, partial=True)
     assert len(partial.galaxy(0).particles["gas"]) == partial.subhalos.count[0, 0]
     for number in (6, 11):  # half in the missing chunk, and wholly
-        with pytest.raises(SnapshotError, match=rf"subhalo {number} of .*gas particles lie in a chunk that is missing"):
+        with pytest.raises(SnapshotError, match=rf"subhalo {number} of .*gas particles lie in chunk 1, which is"):
             partial.galaxy(number)
+    there = partial.reachable(np.arange(12), ["gas", "dm", "stars"])
+    assert there[0]
+    assert not there[[6, 11]].any()
+    few = {"gas": 10, "dm": 10, "stars": 10}
+    source = SnapshotSource(str(base), 99, minimum_particles=few, partial=True)
+    assert [item.number for item in source.items()] == np.flatnonzero(there).tolist()
+    (base / "snapdir_099/snap_099.0.hdf5").unlink()
+    shutil.copy(tiny_simulation / "output/snapdir_099/snap_099.1.hdf5", base / "snapdir_099")
+    with pytest.raises(SnapshotError, match=r"chunk 0 of .* is missing: without it nothing"):
+        Snapshot(base, 99, partial=True)
+
+
+@pytest.mark.parametrize("change", [-50, 50])
+def test_a_header_of_a_snapshot_that_disagrees_with_its_arrays_is_refused(tmp_path, tiny_simulation, change):
+    """Else the cells of all galaxies behind it would be those of their neighbours."""
+    base = copy_simulation(tiny_simulation, tmp_path / "toy")
+    with h5py.File(base / "snapdir_099/snap_099.0.hdf5", "r+") as file:
+        counts = file["Header"].attrs["NumPart_ThisFile"].copy()
+        counts[0] += change
+        file["Header"].attrs["NumPart_ThisFile"] = counts
+    snapshot = Snapshot(base, 99)
+    with pytest.raises(SnapshotError, match=rf"snap_099\.0\.hdf5: the header counts {counts[0]} particles of type 0"):
+        snapshot.galaxy(0)
+
+
+def test_offsets_of_another_snapshot_are_refused(tmp_path, tiny_simulation):
+    base = copy_simulation(tiny_simulation, tmp_path / "toy")
+    with h5py.File(tmp_path / "toy/postprocessing/offsets/offsets_099.hdf5", "r+") as file:
+        file["FileOffsets/SnapByType"][1, 0] -= 7
+    with pytest.raises(SnapshotError, match="offsets and snapshot do not belong together"):
+        Snapshot(base, 99).galaxy(0)
+
+
+def test_a_missing_chunk_of_the_catalogue_is_named(tmp_path, tiny_simulation):
+    base = copy_simulation(tiny_simulation, tmp_path / "toy")
+    (base / "groups_099/fof_subhalo_tab_099.1.hdf5").unlink()
+    with pytest.raises(SnapshotError, match=r"1 of 2 chunks are missing, first .*fof_subhalo_tab_099\.1\.hdf5"):
+        Snapshot(base, 99)
+
+
+def test_gas_of_a_cutout_whose_stars_cannot_be_told_from_wind(tmp_path, write_cutout, arrays_of_a_cutout):
+    arrays = arrays_of_a_cutout()
+    del arrays["PartType4"]["GFM_StellarFormationTime"]
+    galaxy = read_cutout(write_cutout(tmp_path / "c.hdf5", arrays), need={"gas": set()})
+    assert len(galaxy.particles["gas"]) == 40
+    assert "stars" not in galaxy.particles
+
+
+def test_files_of_one_subhalo_are_one_split_group(tmp_path, write_cutout, arrays_of_a_cutout):
+    """A file named twice is taken once; a copy of a galaxy never falls on the other side of a split."""
+    first = write_cutout(tmp_path / "a.hdf5", arrays_of_a_cutout())
+    shutil.copy(first, tmp_path / "b.hdf5")
+    items = CutoutSource([str(first), str(tmp_path / "*.hdf5")]).items()
+    assert len(items) == 2
+    assert items[0].split_group == items[1].split_group
 
 
 def test_a_damaged_chunk_is_refused(tmp_path, tiny_simulation):
@@ -399,7 +454,7 @@ def test_a_damaged_chunk_is_refused(tmp_path, tiny_simulation):
     chunk = base / "snapdir_099/snap_099.1.hdf5"
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SnapshotError, match=r"subhalo 11 of .*chunk that is missing or damaged"):
+    with pytest.raises(SnapshotError, match=r"snap_099\.1\.hdf5 is no HDF5 file, or is cut off .*fetch it again"):
         Snapshot(base, 99).galaxy(11)
     (base / "snapdir_099/snap_099.0.hdf5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SnapshotError, match=r"snap_099\.0\.hdf5 is no HDF5 file, or is cut off .*fetch it again"):
@@ -540,7 +595,7 @@ def test_a_type_that_was_asked_for_and_has_no_particles_gives_an_empty_map(tmp_p
         (
             "PartType4",
             "GFM_StellarFormationTime",
-            {},
+            {"stars": set()},
             r"no GFM_StellarFormationTime, so stars cannot be told from wind",
         ),
     ],

@@ -18,6 +18,9 @@ class TranslationMethod(Method):
         target_channels: Channels of the target.
     """
 
+    needs_pairs: bool = False
+    """Whether source and target of a sample must show the same view."""
+
     def __init__(self, source_channels: int, target_channels: int) -> None:
         super().__init__()
         self.source_channels, self.target_channels = source_channels, target_channels

@@ -40,6 +40,7 @@ class Pix2Pix(TranslationMethod):
 
     players = ("discriminator", "generator")
     averaged = ("generator",)
+    needs_pairs = True
 
     def __init__(
         self,
