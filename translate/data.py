@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -22,7 +21,7 @@ from skyshift.datasets.scaling import Scaling
 from skyshift.datasets.shards import BuildConfig
 from skyshift.datasets.sources import GalaxySource
 from skyshift.datasets.store import MapStore
-from skyshift.engine import Batch, LoaderPlan, TrainingConfig
+from skyshift.engine import Batch, LoaderPlan, TrainingConfig, launch_state
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
 from skyshift.translate.translator import Channel, Translation
@@ -67,7 +66,7 @@ class DataConfig:
             StoreError: It is not there, not whole, or lacks a domain.
         """
         if self.build:
-            with PartialState().main_process_first():
+            with launch_state().main_process_first():
                 self._build()
         store = MapStore(self.store)
         store.require_complete()

@@ -359,8 +359,8 @@ def evaluate(
     count = len(np.unique(groups))
     kind = f"{part} galaxies (or regions of space)" if known else f"galaxies of another store ({part} part)"
     notes = [
-        f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the lit "
-        "training pixels).",
+        f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the "
+        "lit training pixels).",
         f"Maps without signal, left out of all but the last row: {', '.join(faint)}.",
         "± is half of the 68 % bootstrap interval over galaxies"
         + (f", which with {count} independent ones is rough." if count < 10 else "."),

@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from matplotlib.figure import Figure
 from torch import nn
 
 from skyshift.checkpoint import CheckpointError
 from skyshift.command import command, parse
-from skyshift.engine import Hooks, Trainer, TrainingConfig, require_free, require_processes
+from skyshift.engine import Hooks, Trainer, TrainingConfig, launch_state, require_free
 from skyshift.errors import SkyshiftError
 from skyshift.files import write_text
 from skyshift.translate.data import DataConfig, TranslationData
@@ -142,7 +141,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     Returns:
         The last checkpoint.
     """
-    require_processes(PartialState().num_processes)
+    launch_state()
     found = require_free(Path(config.output), config.resume)
     if found:
         _require_same_settings(found, plain)
@@ -191,8 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         train(config, plain)
     finally:
-        if PartialState().distributed_type != "NO" and torch.distributed.is_initialized():
-            PartialState().destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

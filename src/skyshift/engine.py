@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object, parse_flag_from_env, set_seed
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -221,22 +221,21 @@ def computes_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def require_processes(seen: int) -> None:
-    """Check that the launch is what it seems.
-
-    Args:
-        seen: Processes that Accelerate sees.
+def launch_state() -> PartialState:
+    """The processes of this launch as Accelerate sees them, before there is an ``Accelerator``.
 
     Raises:
-        TrainingError: The environment asks for more: each would train by itself.
+        TrainingError: The environment asks for more processes than Accelerate sees: each would train by itself.
     """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    asked, seen = int(os.environ.get("WORLD_SIZE", "1")), state.num_processes
     if asked != seen:
         raise TrainingError(
             f"the launch asks for {asked} processes, Accelerate sees {seen}: each would train "
             "alone. Without a GPU set ACCELERATE_USE_CPU=true, e.g. ACCELERATE_USE_CPU=true torchrun --standalone "
             f"--nproc_per_node {asked} translate/train.py"
         )
+    return state
 
 
 def require_free(folder: Path, resume: bool) -> Path | None:
@@ -259,6 +258,7 @@ def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
     Raises:
         TrainingError: The environment asks for more processes than Accelerate sees: each would train by itself.
     """
+    launch_state()
     choice = {"launch": None, "auto": "bf16" if computes_bfloat16() else "no"}
     accelerator = Accelerator(
         mixed_precision=choice.get(training.precision, training.precision),
@@ -266,7 +266,6 @@ def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
         log_with="tensorboard",
         project_dir=folder,
     )
-    require_processes(accelerator.num_processes)
     return accelerator
 
 
