@@ -260,13 +260,12 @@ def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
     """
     launch_state()
     choice = {"launch": None, "auto": "bf16" if computes_bfloat16() else "no"}
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=choice.get(training.precision, training.precision),
         gradient_accumulation_steps=training.accumulate,
         log_with="tensorboard",
         project_dir=folder,
     )
-    return accelerator
 
 
 class Trainer:

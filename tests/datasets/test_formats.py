@@ -368,3 +368,19 @@ def test_the_json_beside_an_npy(tmp_path):
     (tmp_path / "m.json").write_text("{half")
     with pytest.raises(MapError, match=r"m\.json"):
         read_maps(tmp_path / "m.npy")
+
+
+def test_ten_thousand_named_maps_in_one_hdf5_file(tmp_path):
+    """Names and sides of many maps are more than an ordinary HDF5 attribute may hold."""
+    count = 10_000
+    names = tuple(f"subhalo {i} view {i}" for i in range(count))
+    maps = Maps(np.ones((count, 1, 1), np.float32), "hi", "K", np.arange(1.0, count + 1), names)
+    read = read_maps(write_maps(tmp_path / "many.hdf5", {"hi": maps}))["hi"]
+    assert read.names == names
+    np.testing.assert_array_equal(read.side, maps.side)
+
+
+def test_a_foreign_hdf5_data_set_is_given_its_domain_by_the_caller(tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["data"] = np.ones((4, 4))
+    assert list(read_maps(tmp_path / "a.hdf5", domain="gas", unit="K")) == ["gas"]
