@@ -9,6 +9,7 @@ there.
 
 import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
 
+import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -60,6 +61,9 @@ def _open_or_create(config: BuildConfig, items: Sequence[Item]) -> MapStore:
         )
     store = MapStore(config.store)
     different = [key for key in plan if store.plan.get(key) != plan[key]]
+    if different and not any(store.is_done(shard) for shard in range(store.shards)):
+        shutil.rmtree(store.path)  # a plan of which nothing was built: its first galaxy could not be read
+        return _open_or_create(config, items)
     if different:
         key = different[0]
         raise StoreError(
@@ -89,7 +93,7 @@ def build_store(config: BuildConfig, *, progress: bool = True) -> MapStore:
     items = config.source.items()
     store = _open_or_create(config, items)
     todo = [shard for shard in range(store.shards) if not store.is_done(shard)]
-    bar = tqdm(total=store.views, unit="map", desc=str(store.path), disable=not progress)
+    bar = tqdm(total=store.views, unit="map", desc=str(store.path), disable=not (progress and todo))
     bar.update(store.views - sum(len(store.shard_rows(shard)) for shard in todo))
     with bar:
         if config.workers == 1 or len(todo) < 2:

@@ -21,6 +21,7 @@ from astropy import units
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from skyshift import __version__
 from skyshift.datasets.maps import MapError, Maps
 from skyshift.files import flush, write_whole
 
@@ -182,9 +183,10 @@ def _cards(maps: Maps) -> fits.Header:
         header[key] = value
     header["BUNIT"] = maps.unit
     header["DOMAIN"] = (maps.domain, "quantity that the map shows")
+    header["CREATOR"] = f"skyshift {__version__}"
     if maps.provenance:
         header["PROVENAN"] = _ascii(maps.provenance)
-    if maps.side is not None and len(maps) == 1:
+    if maps.side is not None and len(set(maps.side.tolist())) == 1:
         header["SIDEKPC"] = (float(maps.side[0]), "[kpc] side of the map")
         if "CTYPE1" not in header:
             rows, columns = maps.values.shape[-2:]

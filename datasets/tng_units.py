@@ -87,7 +87,7 @@ class Header:
 
     Attributes:
         scale_factor: a of the snapshot.
-        redshift: 1/a - 1, never below zero.
+        redshift: 1/a - 1; rounding about zero is taken off.
         hubble: h.
         omega_matter: Matter density over the critical one, today.
         box_size: Side of the periodic box in physical kpc.
@@ -139,7 +139,7 @@ def read_header(file: h5py.File) -> Header:
         high = np.asarray(attributes.get("NumPart_Total_HighWord", np.zeros_like(totals)), np.int64).reshape(-1)
         return Header(
             scale_factor=a,
-            redshift=max(0.0, float(_scalar(attributes["Redshift"]))),
+            redshift=0.0 if abs(z := float(_scalar(attributes["Redshift"]))) < 1e-10 else z,
             hubble=h,
             omega_matter=float(_scalar(attributes["Omega0"])),
             box_size=float(_scalar(attributes["BoxSize"])) * a / h,

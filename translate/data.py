@@ -87,6 +87,8 @@ class DataConfig:
         for name in [*self.source, *self.target]:
             if name not in config.domains:
                 raise SkyshiftError(f"{self.build} builds no such maps: {unknown('domain', name, config.domains)}")
+        if launch_state().is_main_process:
+            print(f"{self.store} is not there or not whole: building it from {path}", flush=True)
         build_store(config)
 
 

@@ -16,7 +16,7 @@ import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torc
 import csv
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -199,16 +199,29 @@ def curves(truth: NDArray[np.float32], estimate: NDArray[np.float32]) -> dict[st
     }
 
 
-def interval(values: Values, groups: NDArray[np.int64], summary: Callable[[Values], float]) -> tuple[float, float]:
-    """68 % interval of ``summary`` over 400 bootstrap samples of groups."""
+def _plus_minus(entry: Mapping[str, Any], digits: int) -> str:
+    """Value and half of the interval; a dash where there is none."""
+    low, high = entry["interval"]
+    return f"{entry['value']:.{digits}f} ± {(high - low) / 2:.{digits}f}" if np.isfinite(entry["value"]) else "–"
+
+
+def _resamples(groups: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Rows of 400 bootstrap samples of whole groups."""
     generator = np.random.default_rng(0)
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    drawn = [
-        summary(values[np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])])
-        for _ in range(400)
-    ]
+    for _ in range(400):
+        yield np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
+
+
+def _middle(drawn: list[float]) -> tuple[float, float]:
+    """Central 68 %."""
     low, high = np.nanquantile(drawn, [0.16, 0.84]) if np.isfinite(drawn).any() else (np.nan, np.nan)
     return float(low), float(high)
+
+
+def interval(values: Values, groups: NDArray[np.int64], summary: Callable[[Values], float]) -> tuple[float, float]:
+    """68 % interval of ``summary`` over bootstrap samples of groups."""
+    return _middle([summary(values[rows]) for rows in _resamples(groups)])
 
 
 @dataclass(frozen=True)
@@ -244,15 +257,35 @@ class Evaluation:
             for domain, translators in self.scores.items()
         }
 
-    def beats_baselines(self, domain: str) -> dict[str, bool]:
-        """Headline metric to whether the checkpoint (the first translator) is better than every other."""
-        rows = list(self.summary[domain].values())
+    def margins(self, domain: str) -> dict[str, dict[str, Any]]:
+        """How much better the checkpoint (the first translator) is than the best of the others, in headline metrics.
+
+        Both are compared on the same bootstrap samples of galaxies, so that what makes a galaxy hard for both does not
+        blur their difference.
+
+        Returns:
+            Metric to ``value`` (positive: better), ``interval`` (68 %) and ``over``, the name of the best other.
+        """
+        names = list(self.scores[domain])
         result = {}
         for metric in METRICS:
-            if metric.name in HEADLINE:
-                mine, others = rows[0][metric.name]["value"], [row[metric.name]["value"] for row in rows[1:]]
-                result[metric.name] = all(metric.best * (mine - other) > 0 for other in others)
+            if metric.name not in HEADLINE:
+                continue
+            values = {name: self.scores[domain][name][metric.name] for name in names}
+            best = max(names[1:], key=lambda name: metric.best * self.summary[domain][name][metric.name]["value"])
+
+            def margin(
+                rows: NDArray[np.int64] | slice, metric: Metric = metric, values: Any = values, best: str = best
+            ) -> float:
+                return metric.best * (metric.summary(values[names[0]][rows]) - metric.summary(values[best][rows]))
+
+            drawn = [margin(rows) for rows in _resamples(self.groups)]
+            result[metric.name] = {"value": margin(slice(None)), "interval": _middle(drawn), "over": best}
         return result
+
+    def beats_baselines(self, domain: str) -> dict[str, bool]:
+        """Headline metric to whether the checkpoint (the first translator) is better than every other."""
+        return {name: margin["value"] > 0 for name, margin in self.margins(domain).items()}
 
     def table(self) -> str:
         """As Markdown."""
@@ -266,10 +299,12 @@ class Evaluation:
             for metric in METRICS:
                 cells = []
                 for row in translators.values():
-                    low, high = row[metric.name]["interval"]
-                    half = (high - low) / 2
-                    cells.append(f"{row[metric.name]['value']:.{metric.digits}f} ± {half:.{metric.digits}f}")
+                    cells.append(_plus_minus(row[metric.name], metric.digits))
                 lines.append(f"| {metric.title} | " + " | ".join(cells) + " |")
+            lines += ["", "Better than the best per-pixel relation, compared galaxy by galaxy (positive is better):"]
+            titles = {metric.name: metric for metric in METRICS}
+            for name, margin in self.margins(domain).items():
+                lines.append(f"- {titles[name].title}: {_plus_minus(margin, titles[name].digits)}")
         return "\n".join(lines)
 
     def rows(self) -> str:
@@ -411,17 +446,24 @@ def _write(
     drawn: Mapping[str, Mapping[str, Mapping[str, Values]]],
 ) -> None:
     write_text(output / "table.md", result.table() + "\n")
-    summary = {"title": result.title, "notes": result.notes, "scores": result.summary}
+    margins = {domain: result.margins(domain) for domain in result.scores}
+    summary = {"title": result.title, "notes": result.notes, "scores": result.summary, "margins": margins}
     write_json(output / "summary.json", _no_nan(summary))
     write_text(output / "maps.csv", result.rows())
     chosen = _spread(next(iter(result.scores.values())), views)
-    some = {d: translator(store, views[chosen])[d] for d in estimates}
+    some = translator(store, views[chosen])
+    values = next(iter(next(iter(result.scores.values())).values()))["correlation"]
+    titles = [f"{maps_name}\nr = {values[row]:.3f}" for maps_name, row in zip(_names(some), chosen, strict=True)]
     with write_whole(output / "maps.png") as side:
-        comparison_figure(store, views[chosen], translator.source, some).savefig(side, dpi=130)
+        comparison_figure(store, views[chosen], translator.source, some, titles).savefig(side, dpi=130)
     for domain, lines in drawn.items():
         name = "spectra.png" if len(drawn) == 1 else f"spectra_{domain}.png"
         with write_whole(output / name) as side:
             spectra_figure(next(iter(lines.values()))["k"], lines, store.units[domain]).savefig(side, dpi=130)
+
+
+def _names(maps: Mapping[str, Maps]) -> tuple[str, ...]:
+    return next(iter(maps.values())).names
 
 
 def _spread(scores: Mapping[str, Mapping[str, Values]], views: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -447,16 +489,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config, _ = parse(EvaluateConfig, arguments, None, "Judge a checkpoint on held-out galaxies.")
     folder = find_checkpoint(config.checkpoint)
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    output = Path(config.output or run / "evaluation")
     result = evaluate(
         folder,
         store=MapStore(config.store) if config.store else None,
         part=config.part,
-        output=config.output or run / "evaluation",
+        output=output,
         batch_size=config.batch_size,
         precision=config.precision,
         trust_remote_code=config.trust_remote_code,
     )
-    print(result.table())
+    print(f"{result.table()}\nfigures and table: {output}")
 
 
 if __name__ == "__main__":

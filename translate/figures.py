@@ -25,6 +25,7 @@ def comparison_figure(
     views: Sequence[int] | NDArray[np.integer],
     source: Sequence[str],
     estimate: Mapping[str, Maps],
+    titles: Sequence[str] = (),
 ) -> Figure:
     """Source, truth, translation (truth and translation on one stretch) and difference, a row a view.
 
@@ -33,6 +34,7 @@ def comparison_figure(
         views: Which; the maps of ``estimate`` are of these.
         source: Source domains.
         estimate: Target domain to translated maps.
+        titles: Of the rows; by default the names of the maps.
     """
     rows = []
     sides = next(iter(estimate.values())).side
@@ -51,7 +53,7 @@ def comparison_figure(
                 Panel(maps.values[i] - truth, "Translated − simulated", maps.unit, "RdBu_r", side, signed=True),
             ]
         rows.append(row)
-    return map_figure(rows)
+    return map_figure(rows, titles or next(iter(estimate.values())).names)
 
 
 def spectra_figure(k: NDArray[np.floating], curves: Mapping[str, Mapping[str, NDArray[Any]]], unit: str) -> Figure:

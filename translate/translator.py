@@ -26,7 +26,6 @@ from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.scaling import Scaling, scaling_from_dict
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
-from skyshift.naming import unknown
 from skyshift.translate.methods.base import TranslationMethod
 
 Precision = Literal["no", "bf16"]
@@ -174,6 +173,7 @@ class Translator:
     ) -> None:
         self.method, self.translation = method.eval(), translation
         self.batch_size, self.precision = batch_size, precision
+        self._warned = False
         self.device = next(method.parameters()).device
 
     @classmethod
@@ -281,7 +281,7 @@ class Translator:
             if channel.domain not in maps:
                 raise MapError(
                     f"the checkpoint translates {', '.join(self.source)} to {', '.join(self.target)}, the maps given "
-                    f"are of {', '.join(maps)}: {unknown('domain', channel.domain, maps)}"
+                    f"are of {', '.join(maps)}; '{channel.domain}' is not among them"
                 )
             stack = maps[channel.domain].to(channel.unit)
             stack.require_finite()
@@ -301,7 +301,8 @@ class Translator:
         scale = maps.side / maps.values.shape[-1]
         low, high = self.translation.pixel_scale
         outside = (scale < low / 2) | (scale > high * 2)
-        if outside.any():
+        if outside.any() and not self._warned:
+            self._warned = True  # once, not for every shard of a store
             warnings.warn(
                 f"{outside.sum()} of {len(maps)} maps have pixels of {scale.min():.3g} to {scale.max():.3g} kpc; the "
                 f"checkpoint was trained on {low:.3g} to {high:.3g} kpc per pixel",

@@ -152,6 +152,8 @@ def parse(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if default_config and not any(a == "--config" or a.startswith("--config=") for a in arguments):
         arguments = ["--config", str(shipped_config(default_config)), *arguments]
+    if default_config:
+        description += f" Without --config, configs/{default_config} is taken."
     parser = make_parser(config_class, description, offered)
     namespace = parser.parse_args(arguments)
     made = parser.instantiate(namespace)

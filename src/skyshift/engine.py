@@ -351,6 +351,7 @@ class Trainer:
         """
         training, accelerator = self.training, self.accelerator
         if self.step >= training.steps:
+            accelerator.print(f"{self.folder} is trained already, to step {self.step}")
             return self._last_checkpoint()
         self._open_log()
         plan = LoaderPlan(

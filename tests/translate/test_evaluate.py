@@ -144,6 +144,19 @@ def test_maps_without_signal_are_counted_apart(rng):
     assert np.isfinite(np.delete(found["psnr"], 2)).all()
 
 
+def test_the_margin_over_a_baseline_is_taken_galaxy_by_galaxy():
+    """A translator that is 1 dB better on each of 50 galaxies of very different difficulty: 1 dB, without a doubt."""
+    hard = np.random.default_rng(0).normal(30, 10, 50)
+    flat = dict.fromkeys([metric.name for metric in METRICS], np.ones(50))
+    scores = {"mine": {**flat, "psnr": hard + 1}, "per-pixel mean": {**flat, "psnr": hard}}
+    result = Evaluation("title", "notes", {"hi": scores}, np.arange(50))
+    margin = result.margins("hi")["psnr"]
+    assert (margin["value"], margin["over"]) == (pytest.approx(1, abs=1e-9), "per-pixel mean")
+    np.testing.assert_allclose(margin["interval"], [1, 1], atol=1e-9)
+    low, high = result.summary["hi"]["mine"]["psnr"]["interval"]
+    assert high - low > 1  # the two columns by themselves would not tell
+
+
 def test_an_empty_translation_of_a_map_with_structure_correlates_with_nothing_of_it(rng):
     """Were it left out, a translator that fails on three of four maps would seem as good as on the fourth."""
     truth, side = blobs(rng), np.full(6, 30.0)
@@ -158,7 +171,8 @@ def test_maps_all_without_signal_do_not_break_the_table():
         warnings.simplefilter("error")
         found = score(empty, empty + 1, side, Yardstick.fit(empty, side))
         result = Evaluation("title", "notes", {"hi": {"mine": found, "per-pixel mean": found}}, np.arange(4))
-        assert "nan ± nan" in result.table()
+        assert "nan" not in result.table()
+        assert "| – | – |" in result.table()
         assert not any(result.beats_baselines("hi").values())
         assert len(list(csv.reader(result.rows().splitlines()))) == 9
 
@@ -288,13 +302,14 @@ def test_the_command_writes_its_files(run, tmp_path, capsys):
     evaluate_command(["--checkpoint", str(run), "--output", str(output), "--part", "validation"])
     assert sorted(path.name for path in output.iterdir()) == FILES
     table = (output / "table.md").read_text()
-    assert table == capsys.readouterr().out
+    assert capsys.readouterr().out == f"{table}figures and table: {output}\n"
     assert "validation galaxies" in table
 
     def no_constant(name):
         raise AssertionError(f"{name} is not JSON")
 
     summary = json.loads((output / "summary.json").read_text(), parse_constant=no_constant)
+    assert set(summary["margins"]["hi"]) == {"psnr", "total_error", "correlation"}
     assert set(summary["scores"]["hi"]["pix2pix"]) == {metric.name for metric in METRICS}
     lines = list(csv.DictReader((output / "maps.csv").read_text().splitlines()))
     assert {line["translator"] for line in lines} == {"pix2pix", "per-pixel mean", "per-pixel median"}

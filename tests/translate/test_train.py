@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from skyshift.translate.train import main
 
@@ -15,6 +16,14 @@ TINY = [
     "--method.init_args.discriminator.init_args.width=4",
     "--evaluation=false",
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def launch():
+    """Accelerate keeps the launch for the whole process; these runs have one of their own."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def train(store: Path, output: Path, *options: str) -> None:
