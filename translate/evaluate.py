@@ -3,9 +3,9 @@
     python translate/evaluate.py --checkpoint runs/gas_to_hi
 
 All metrics are computed on physical maps. PSNR and SSIM are on the linear stretch; their dynamic range is the 99.9 %
-quantile of the non-zero pixels of the training maps, one for all maps. r(k) is averaged over wave numbers up to
-Nyquist and up to half of it, the error of P(k) up to half, in each map. Intervals are 68 % of bootstrap samples of galaxies, so that views of
-one galaxy do not count as independent.
+quantile of the non-zero pixels of the training maps, one for all maps. r(k) is averaged over wave numbers up to Nyquist
+and up to half of it, the error of P(k) up to half, in each map. Intervals are 68 % of bootstrap samples of galaxies, so
+that views of one galaxy do not count as independent.
 
 A map whose true total is below a thousandth of the mean training one holds no signal to speak of (50 Msun of HI in an
 elliptical, say): all metrics leave it out, and what is wrongly seen in it has a row of its own.
