@@ -13,10 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from report import RESULTS, ROOT, Claim, machine, parser, report
+from report import RESULTS, ROOT, Claim, headline_claims, machine, parser, report, write_page
 
-from skyshift.files import write_text
-from skyshift.translate.evaluate import HEADLINE, METRICS, evaluate
+from skyshift.translate.evaluate import evaluate
 
 LIMIT = 360.0  # seconds on two cores
 
@@ -38,38 +37,19 @@ def main() -> None:
         subprocess.run([*launch, *options], cwd=ROOT, check=True)
         seconds = time.perf_counter() - started
         result = evaluate(output)
-        summary, beats = result.summary["hi"], result.beats_baselines("hi")
         claims = [Claim("seconds from nothing to the table", seconds, f"< {LIMIT:.0f}", seconds < LIMIT)]
-        for name in HEADLINE:
-            metric = next(m for m in METRICS if m.name == name)
-            rows = [row[name]["value"] for row in summary.values()]
-            best = max(rows[1:]) if metric.best > 0 else min(rows[1:])
-            claims.append(Claim(f"held-out {metric.title}", rows[0], f"better than {best:.4g}", beats[name]))
+        claims += headline_claims(result, "hi")
         report(claims, asked.json)
         print(result.table())
         if asked.quick:
             return
         for figure in ("maps", "spectra"):
             shutil.copy(output / "evaluation" / f"{figure}.png", RESULTS / f"default_run_{figure}.png")
-    lines = [
-        "# The embedded default: gas to HI on the toy simulation",
-        "",
+    text = (
         f"`python benchmarks/default_run.py` made this page: {seconds:.0f} s in all, {built:.0f} s of them for the "
-        f"simulation and its maps ({machine()}).",
-        "",
-        result.table(),
-        "",
-        "| claim | value | bar | holds |",
-        "|---|---|---|---|",
-        *(f"| {c.name} | {c.value:.4g} | {c.bar} | {'yes' if c.holds else '**no**'} |" for c in claims),
-        "",
-        "Five held-out views, from the lowest to the highest r(k):",
-        "",
-        "![maps](default_run_maps.png)",
-        "",
-        "![spectra](default_run_spectra.png)",
-    ]
-    write_text(RESULTS / "default_run.md", "\n".join(lines) + "\n")
+        f"simulation and its maps ({machine()})."
+    )
+    write_page("default_run", "The embedded default: gas to HI on the toy simulation", text, result, claims)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from report import RESULTS, ROOT, Claim, machine, parser, report
+from report import RESULTS, ROOT, Claim, headline_claims, machine, parser, report, write_page
 
 from skyshift.datasets import hydrogen
 from skyshift.datasets.galaxy import Galaxy
@@ -25,8 +25,7 @@ from skyshift.datasets.smoothing import cell_radius
 from skyshift.datasets.sources import RegionSource
 from skyshift.datasets.store import MapStore
 from skyshift.datasets.tng import Box
-from skyshift.files import write_text
-from skyshift.translate.evaluate import HEADLINE, METRICS, evaluate
+from skyshift.translate.evaluate import evaluate
 
 SHARED = Path(os.environ.get("SKYSHIFT_SHARED", ROOT.parent / "shared" / "data"))
 FOLDER = SHARED / "tng" / "TNG50-4-Subbox0" / "output" / "snapdir_2332"
@@ -101,19 +100,13 @@ def main() -> None:
         result = evaluate(output, store=store, output=f"{output}/evaluation")
         views = split_views(store.catalogue(), Split(0.6, 0.1, 0.3))
         groups = {part: len(set(store.catalogue()["split_group"][views[part]].tolist())) for part in PARTS}
-        summary = result.summary["hi"]
         claims = [Claim("views of regions", store.views, "≥ 300", store.views >= 300)]
         for name, value, known in facts():
             error = abs(value / known - 1)
             claims.append(Claim(f"{name}, relative error", error, "≤ 1e-3", bool(error <= 1e-3)))
         error = mass_error()
         claims.append(Claim("mass conservation of the projection, relative error", error, "≤ 1e-6", error <= 1e-6))
-        beats = result.beats_baselines("hi")
-        for name in HEADLINE:
-            metric = next(m for m in METRICS if m.name == name)
-            rows = [row[name]["value"] for row in summary.values()]
-            best = max(rows[1:]) if metric.best > 0 else min(rows[1:])
-            claims.append(Claim(f"held-out {metric.title}", rows[0], f"better than {best:.4g}", beats[name]))
+        claims += headline_claims(result, "hi")
         report(claims, asked.json)
         print(result.table())
         if asked.quick:
@@ -121,30 +114,16 @@ def main() -> None:
         for figure in ("maps", "spectra"):
             shutil.copy(f"{output}/evaluation/{figure}.png", RESULTS / f"real_tng50_{figure}.png")
     radius = RegionSource().radius
-    lines = [
-        "# Real input: gas to HI around the density peaks of TNG50-4",
-        "",
+    text = (
         "`python benchmarks/real_tng50.py` made this page. Source: subbox 0 of TNG50-4 at z = 0, ten of its eleven "
         f"chunks (one is missing). {store.views} views (16 rotations) of {store.views // 16} regions of 200 kpc around "
         f"gas density peaks; regions whose sphere of {radius:.0f} kpc touches the hole of the missing chunk or leaves "
         "the box are left out. Split by region of space: regions that overlap, directly or through others, form one "
         "group; "
         + ", ".join(f"{part}: {len(views[part])} views of {groups[part]} groups" for part in PARTS)
-        + f". Building took {built:.0f} s, training {trained:.0f} s ({machine()}).",
-        "",
-        result.table(),
-        "",
-        "| claim | value | bar | holds |",
-        "|---|---|---|---|",
-        *(f"| {c.name} | {c.value:.4g} | {c.bar} | {'yes' if c.holds else '**no**'} |" for c in claims),
-        "",
-        "Five held-out views, from the lowest to the highest r(k):",
-        "",
-        "![maps](real_tng50_maps.png)",
-        "",
-        "![spectra](real_tng50_spectra.png)",
-    ]
-    write_text(RESULTS / "real_tng50.md", "\n".join(lines) + "\n")
+        + f". Building took {built:.0f} s, training {trained:.0f} s ({machine()})."
+    )
+    write_page("real_tng50", "Real input: gas to HI around the density peaks of TNG50-4", text, result, claims)
 
 
 if __name__ == "__main__":
