@@ -5,7 +5,7 @@ A particle of weight m and kernel support H adds to each pixel of side Δ the me
     Σ_pixel = Σ_p m_p / Δ² ∫_pixel W(|r - r_p|, H_p) d²r
 
 W is a polynomial with the moments of the Wendland C2 function (``projection_kernel``, where the forms in which it is
-evaluated are given with their errors: at most 5e-4 of a particle's peak). The mass is conserved to rounding whatever
+evaluated are given with their errors: at most 1e-3 of a particle's peak). The mass is conserved to rounding whatever
 the support, also that of kernels much smaller than a pixel, which sampling at pixel centres loses, and of kernels
 much wider than one: these go to coarser lattices, so that the time for a particle does not grow with its support.
 
@@ -77,6 +77,10 @@ def rotate(position: NDArray[np.floating], rotation: NDArray[np.floating]) -> ND
     return position @ rotation.T
 
 
+FARTHEST = 1e100
+"""Support in pixels that is no length any more but an error."""
+
+
 class Canvas:
     """Maps to which particles are added chunk by chunk, in float64.
 
@@ -140,10 +144,13 @@ class Canvas:
             raise SkyshiftError(f"this canvas has {self.weights} maps, but {len(stacked)} weights came")
         if not len(support):
             return
+        widest = float(support.max()) / (self.side / self.pixels)
+        if widest > FARTHEST:
+            raise SkyshiftError(f"a support of {support.max():.4g} kpc is too wide for a map of {self.side:.4g} kpc")
         if self._torch is not None:
             self._torch.add(position, support, stacked)
             return
-        self._grow(float(support.max()) * self.pixels / self.side)
+        self._grow(widest)
         threads = max(1, min(self.threads, len(support) // SMALL))
         while len(self._parts) < threads:
             self._parts.append(np.zeros((self.weights, int(self._lattices.starts[-1]))))

@@ -13,7 +13,7 @@ Four forms, by the support H in pixels; what stands in brackets is the largest e
 
 * H = 0, or wholly within a pixel: everything falls into the pixel (exact).
 * H < :data:`TABLE_LIMIT` = 3: S(x, y) = ∫_0^x ∫_0^y W du dv for H = 1 as a summed-area table (Crow 1984), read
-  bilinearly; a pixel gets S(x1, y1) - S(x0, y1) - S(x1, y0) + S(x0, y0), and the sum over pixels telescopes to 1 (3e-4).
+  bilinearly; a pixel gets S(x1, y1) - S(x0, y1) - S(x1, y0) + S(x0, y0), and the pixels telescope to 1 (2e-4).
 * H ≤ :data:`WIDEST` = 16: the mean of W over a pixel as a function of the distance r of its centre,
 
       K(r) = t³ (b0 + b1 t + b2 t² + b3 t³ + b4 t⁴),   t = 1 - r²/(H + EDGE)²
@@ -23,8 +23,9 @@ Four forms, by the support H in pixels; what stands in brackets is the largest e
 
       Σ(x, y) = Σ_ij c_ij B(x/2^l - i) B(y/2^l - j)
 
-  whose coefficients are of the same form K(r), fitted so that the sum is W; t = 1 - r²/(H - 1)² (5e-4). All are
-  positive, so is the sum. It reaches one lattice step, at most H/8, farther than W; there it stays below 1e-5.
+  whose coefficients are of the same form K(r), fitted so that the sum is W; t = 1 - r²/(H - REACH)² (1e-3). None is
+  negative, nor is the sum. It reaches one lattice step, at most H/8, farther than W; there it stays below 3e-5, and
+  what a kernel that touches the map's edge loses there below 1e-6 of its mass.
 
 Values of the last two forms are divided by their sum over all of the stencil, so that mass is exact there as well:
 B-splines sum to one everywhere. Halving the lattice is exact, B(x/2) = Σ_k (1, 4, 6, 4, 1)_k B(x - k) / 8, and the last
@@ -102,11 +103,12 @@ def coefficients() -> NDArray[np.float64]:
     Node n is at 1/H = 1/WIDEST + n (1/lowest - 1/WIDEST) / (NODES - 1), lowest = TABLE_LIMIT and WIDEST / 2.
     """
     fits = ((_mean_fit, TABLE_LIMIT), (_spline_fit, WIDEST / 2))
-    return np.array([[fit(H) for H in 1 / np.linspace(1 / WIDEST, 1 / low, NODES)] for fit, low in fits])
+    fitted = [[fit(H) for H in 1 / np.linspace(1 / WIDEST, 1 / low, NODES)] for fit, low in fits]
+    return np.round(np.array(fitted), 9)  # LAPACK's last bits differ between processes, maps need not
 
 
 def level_of(support: float) -> int:
-    """Lattice that carries a kernel of ``support`` pixels: the first whose step 2^level makes it no wider than WIDEST."""
+    """Lattice that carries a kernel of ``support`` pixels, the first in whose steps it is no wider than WIDEST."""
     level = 0
     while support > WIDEST:
         support, level = support / 2, level + 1

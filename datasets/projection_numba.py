@@ -100,29 +100,29 @@ def deposit(
     for p in range(support.size):
         if not -depth / 2 <= position[p, 2] < depth / 2:
             continue
-        H = support[p] / pixel
-        if H < table_limit:
+        h = support[p] / pixel
+        if h < table_limit:
             x, y = position[p, 0] / pixel + pixels / 2, position[p, 1] / pixel + pixels / 2
             # Floats until clipped to the map: the pixel number of a far particle need not fit an integer.
-            left, right, bottom, top = np.floor(x - H), np.floor(x + H), np.floor(y - H), np.floor(y + H)
+            left, right, bottom, top = np.floor(x - h), np.floor(x + h), np.floor(y - h), np.floor(y + h)
             if right < 0 or left >= pixels or top < 0 or bottom >= pixels:
                 continue
             i0, columns, j0, rows = int(left), int(right - left) + 1, int(bottom), int(top - bottom) + 1
-            if columns == 1 and rows == 1:  # also where H is 0 or lost in the rounding of the position
+            if columns == 1 and rows == 1:  # also where h is 0 or lost in the rounding of the position
                 share[0] = 1.0
             else:
-                _integrals(share, near, cells, i0 - x, j0 - y, H, columns, rows, table)
+                _integrals(share, near, cells, i0 - x, j0 - y, h, columns, rows, table)
             begin = (j0 + margin) * (pixels + 2 * margin) + i0 + margin
             _add(flat, begin, pixels + 2 * margin, columns, rows, share, weights, p, 1.0)
             continue
         level, step = 0, 1.0
-        while H > widest:
-            H *= 0.5
+        while h > widest:
+            h *= 0.5
             step *= 2.0
             level += 1
         middle = half[level] if level else (pixels - 1) / 2
         x, y = position[p, 0] / (pixel * step) + middle, position[p, 1] / (pixel * step) + middle
-        reach = H - inset if level else H + edge
+        reach = h - inset if level else h + edge
         size = sizes[level]
         if x + reach < 0 or x - reach > size - 1 or y + reach < 0 or y - reach > size - 1:
             continue
@@ -130,7 +130,7 @@ def deposit(
         columns, rows = int(np.floor(x + reach)) - i0 + 1, int(np.floor(y + reach)) - j0 + 1
         wide = (columns + 3) // 4 * 4  # whole vector registers; the margin takes the zeros beyond the kernel
         lowest = widest / 2 if level else table_limit
-        far = (1 / H - 1 / widest) / (1 / lowest - 1 / widest)
+        far = (1 / h - 1 / widest) / (1 / lowest - 1 / widest)
         total = _means(share, near[0], i0 - x, j0 - y, reach, wide, rows, fitted[min(level, 1)], far)
         begin, scale = starts[level] + (j0 + margin) * (size + 2 * margin) + i0 + margin, 1 / (total * step * step)
         _add(flat, begin, size + 2 * margin, wide, rows, share, weights, p, scale)
