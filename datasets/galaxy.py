@@ -29,10 +29,13 @@ FIELD_UNITS: dict[str, str] = {
     "magnetic_field": "G",
     "metallicity": "",
     "neutral_fraction": "",
+    "hydrogen_fraction": "",
     "sfr": "Msun / yr",
     "formation_scale_factor": "",
+    "photometry": "mag",
 }
-"""Unit of every field, as astropy writes it. Metallicity is a mass fraction, not in solar units."""
+"""Unit of every field, as astropy writes it. Metallicity and hydrogen fraction are mass fractions (not solar units);
+photometry is (n, 8), the absolute magnitudes of a star particle in U, B, V, K (Vega) and g, r, i, z (AB)."""
 
 
 class GalaxyError(SkyshiftError):
