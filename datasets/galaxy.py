@@ -139,6 +139,12 @@ class Galaxy:
                     f"index {int(np.argmax(bad))} ({self.provenance}). The file is damaged or the field is not "
                     "what it is called; read the galaxy again or leave it out."
                 )
+        if (empty := int(np.count_nonzero(particles.mass == 0))) > 0:
+            raise GalaxyError(
+                f"{self.name}: zero 'mass' in {empty} of {n} {kind} particles, first at index "
+                f"{int(np.argmax(particles.mass == 0))} ({self.provenance}). The file has holes, as a download leaves "
+                "that broke off; read it again or leave it out."
+            )
         for name in ("mass", "density", "support"):  # a support may follow from the density
             if name in named and (named[name] < 0).any():
                 index = int(np.argmin(named[name]))

@@ -33,6 +33,7 @@ from skyshift.datasets.tng_files import (
     names_of,
     open_file,
     read_rows,
+    refuse_holes,
     require_chunks,
     require_counts,
     split_wind,
@@ -254,6 +255,7 @@ class Snapshot:
         if not isinstance(stored, dict):  # a single field comes as a bare array
             stored = {fields[0]: stored}
         stored.pop("count", None)
+        refuse_holes(stored["Coordinates"], f"subhalo {number} of {self._where}: PartType{PARTICLE_TYPES[kind]}")
         return to_particles(kind, stored, self.header, names)
 
     def _pieces(self, number: int, kind: str, names: set[str] | None, particles: int) -> Iterator[Particles]:

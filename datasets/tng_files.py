@@ -220,14 +220,31 @@ def read_rows(group: h5py.Group, field: str, rows: slice) -> NDArray[Any]:
     Raises:
         SnapshotError: The bytes are not there; the message names the field.
     """
-    data = group[field]
     try:
-        return np.asarray(data[rows, :1] if field == "GFM_Metals" else data[rows])
-    except OSError as error:
+        data = group[field]
+        values = np.asarray(data[rows, :1] if field == "GFM_Metals" else data[rows])
+    except (OSError, RuntimeError, KeyError) as error:
         raise SnapshotError(
             f"{group.file.filename}: {group.name}/{field} cannot be read ({error}); the file is cut off or damaged, "
             "fetch it again"
         ) from error
+    if field == "Coordinates":
+        refuse_holes(values, f"{group.file.filename}: {group.name}")
+    return values
+
+
+def refuse_holes(coordinates: NDArray[np.floating], where: str) -> None:
+    """Refuse positions that are zeros: a download that broke off leaves them where it had made room for the rest.
+
+    Raises:
+        SnapshotError: More than one particle lies at exactly (0, 0, 0).
+    """
+    holes = len(coordinates) - int(np.count_nonzero(coordinates.any(axis=1)))
+    if holes > 1:
+        raise SnapshotError(
+            f"{where} has {holes} of {len(coordinates)} particles at exactly (0, 0, 0): the file has holes, as a "
+            "download leaves that broke off; fetch it again"
+        )
 
 
 def chunk_paths(folder: Path) -> dict[int, Path]:

@@ -251,7 +251,7 @@ def test_everything_is_finite_and_non_negative(base):
             for name, data in file[f"PartType{kind}"].items():
                 value = data[()]
                 assert np.isfinite(value).all(), name
-                if name not in ("Velocities", "MagneticField", "GFM_StellarFormationTime"):
+                if name not in ("Velocities", "MagneticField", "GFM_StellarFormationTime", "GFM_StellarPhotometrics"):
                     assert (value >= 0).all(), name
         for name in ("Masses", "Density", "InternalEnergy", "GFM_Metallicity"):
             assert (file[f"PartType0/{name}"][()] > 0).all(), name
