@@ -9,7 +9,7 @@ redshift z, it is the temperature of Villaescusa-Navarro et al. (2018) for the d
 
     T_b = C h (H0/H) (1 + z)² Σ_com / (ρ_c Δχ) = C h H0 Σ_HI / (ρ_c Δv (1 + z)),     C = 189 mK,
 
-which is defined at z = 0 as well. C is 191.1 mK from A10 = 2.884e-15 /s (``brightness: exact``). The customary 1.823e18
+which is defined at z = 0 as well. C is 191.0 mK from A10 = 2.884e-15 /s (``brightness: exact``). The customary 1.823e18
 goes with A10 = 2.868e-15 /s: T_b Δv of the exact C is 0.5 % more than ∫ T_b dv, of the customary C 0.6 % less.
 
 X-rays are thermal bremsstrahlung between E1 and E2 in the galaxy's frame (Rybicki & Lightman 1979, eq. 5.14 and 5.15
