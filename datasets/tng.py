@@ -45,7 +45,6 @@ from skyshift.datasets.tng_units import (
     check_scaling,
     no_particles,
     read_header,
-    tng_fields,
     to_particles,
     wanted_fields,
 )
@@ -53,7 +52,8 @@ from skyshift.datasets.tng_units import (
 __all__ = ["KINDS", "Box", "Snapshot", "Subhalos", "half_mass_radius", "read_cutout", "read_cutout_header", "unwrap"]
 
 
-_SUPPORTS = ("StellarHsml", "SubfindHsml")
+_SUPPORTS = {"gas": "Density", "dm": "SubfindHsml", "stars": "StellarHsml"}
+"""The field that each kind's kernel supports come from."""
 
 
 class Snapshot:
@@ -139,21 +139,24 @@ class Snapshot:
             raise SnapshotError(f"a piece of {particles} particles cannot be read; give at least 1")
         replaced = self._check(number, need)
         for kind in self._asked(need):
-            count = int(self.subhalos.count[number, PARTICLE_TYPES[kind]])
-            searched = not self._has_support(kind)
-            if searched and count > particles:
-                field = " or ".join(tng_fields("support")) if kind != "gas" else "Density"
-                raise SnapshotError(
-                    f"subhalo {number} of {self._where}: PartType{PARTICLE_TYPES[kind]} has no {field}, and the kernel "
-                    f"supports of its {count} particles cannot be searched for in pieces of {particles}; raise the "
-                    f"size of a piece to {count}, or take a snapshot that carries the field"
-                )
-            names = names_of(need, kind)
-            for part in self._pieces(number, kind, names, particles):
+            self._check_piece(number, kind, particles)
+        for kind in self._asked(need):
+            for part in self._pieces(number, kind, names_of(need, kind), particles):
                 galaxy = self._galaxy(number, split_wind({kind: part}, self._where, needed=True), replaced)
-                for split in galaxy.particles if searched else ():
+                for split in galaxy.particles:
                     galaxy = with_support(galaxy, split)
                 yield galaxy
+
+    def _check_piece(self, number: int, kind: str, particles: int) -> None:
+        """Refuse pieces smaller than a galaxy among whose particles kernel supports have to be searched for."""
+        count = int(self.subhalos.count[number, PARTICLE_TYPES[kind]])
+        field = _SUPPORTS.get(kind, "field of supports")
+        if count > particles and field not in self.fields[kind]:
+            raise SnapshotError(
+                f"subhalo {number} of {self._where}: PartType{PARTICLE_TYPES[kind]} has no {field}, and the kernel "
+                f"supports of its {count} particles cannot be searched for in pieces of {particles}; raise the size "
+                f"of a piece to {count}, or take a snapshot that carries the field"
+            )
 
     @property
     def _where(self) -> str:
@@ -168,9 +171,6 @@ class Snapshot:
         if not 0 <= number < len(self.subhalos):
             raise SnapshotError(f"there is no subhalo {number}; snapshot {self.number} has {len(self.subhalos)}")
         return check_need(self.fields, need or {}, self._where)
-
-    def _has_support(self, kind: str) -> bool:
-        return "Density" in self.fields[kind] if kind == "gas" else not self.fields[kind].isdisjoint(_SUPPORTS)
 
     def _galaxy(self, number: int, kinds: Mapping[str, Particles], replaced: str) -> Galaxy:
         centre = self.subhalos.position[number]
