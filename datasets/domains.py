@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from skyshift.datasets.domain_table import DOMAINS, Domain, DomainError
 from skyshift.datasets.galaxy import Galaxy
-from skyshift.datasets.projection import project, rotate, weighted_mean
+from skyshift.datasets.projection import Canvas, rotate, weighted_mean
 from skyshift.datasets.quantities import Quantity, Recipes, View, mass
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
@@ -192,25 +192,6 @@ def _terms(domain: Domain) -> list[Term]:
     return [(weight, domain.quantity if power else None, power) for power in range(domain.moment + 1)]
 
 
-class _Summed:
-    """What stands in for a canvas: the maps of every chunk, added up."""
-
-    def __init__(self, view: View, rows: int) -> None:
-        self._view = view
-        self._sum = np.zeros((rows, view.pixels, view.pixels))
-
-    def add(self, position: Array, support: Array, weights: Array) -> None:
-        view = self._view
-        self._sum += project(position, support, weights, side=view.side, pixels=view.pixels, depth=view.depth)
-
-    def maps(self) -> NDArray[np.float64]:
-        return self._sum
-
-
-def _canvas(view: View, rows: int, threads: int, device: str | None) -> _Summed:
-    return _Summed(view, rows)
-
-
 class _KindMaker:
     """The maps of one kind of particle. Terms that several domains share are summed once."""
 
@@ -220,7 +201,7 @@ class _KindMaker:
         self.kind, self.domains, self.view, self.recipes = kind, domains, view, recipes
         self.fields = {name for domain in domains for name in domain.needs(recipes)}
         self.terms = list(dict.fromkeys(term for domain in domains for term in _terms(domain)))
-        self.canvas = _canvas(view, len(self.terms), threads, device)
+        self.canvas = Canvas(view.side, view.pixels, len(self.terms), depth=view.depth, threads=threads, device=device)
         self.factors: dict[str, float] | None = None
 
     def add(self, galaxy: Galaxy) -> None:
