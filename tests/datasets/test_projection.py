@@ -330,6 +330,16 @@ def test_chunks_make_the_map_of_the_whole(galaxy):
     np.testing.assert_allclose(canvas.maps(), whole, rtol=1e-11)  # rounding of sums
 
 
+def test_any_layout_and_type_of_array_gives_the_same_map(galaxy):
+    position, support = (a.astype(np.float32) for a in galaxy)
+    expected = project(position.astype(float), support.astype(float), np.ones(len(support)), side=60.0, pixels=32)
+    frozen = np.asfortranarray(position), support, np.ones(len(support), np.int64)
+    for array in frozen:
+        array.flags.writeable = False
+    for device in (None, "cpu"):
+        np.testing.assert_allclose(project(*frozen, side=60.0, pixels=32, device=device), expected, rtol=1e-11)
+
+
 def test_threads_change_rounding_only_and_repeat_bit_for_bit(galaxy):
     position, support = (np.concatenate([a] * 4) for a in galaxy)  # enough particles for four threads
     weights = np.random.default_rng(14).random(len(position))
