@@ -86,8 +86,8 @@ class Canvas:
 
     The particles are shared out over threads in fixed parts, each with lattices of its own, which are summed at the
     end: the maps repeat bit for bit with the same chunks and threads, and differ by rounding (1e-13) between numbers
-    of threads. Memory: about 1.4 (pixels + 80)² k float64 a thread, besides the chunk. One canvas is filled by one
-    thread of the caller at a time; several canvases may be filled side by side.
+    of threads. Memory: about 1.4 (pixels + 80)² k float64 a thread and as much again in :meth:`maps`, besides the
+    chunk. One canvas is filled by one thread of the caller at a time; several may be filled side by side.
     """
 
     def __init__(
@@ -137,26 +137,26 @@ class Canvas:
         Raises:
             SkyshiftError: Shapes disagree, a value is not finite, or a support is negative. Nothing was added.
         """
-        position, support, weights = (np.ascontiguousarray(a, np.float64) for a in (position, support, weights))
-        _check_particles(position, support, weights)
-        stacked = np.atleast_2d(weights)
+        r, H, stacked = _plain(position), _plain(support), _plain(weights)
+        _check_particles(r, H, stacked)
+        stacked = np.atleast_2d(stacked)
         if len(stacked) != self.weights:
             raise SkyshiftError(f"this canvas has {self.weights} maps, but {len(stacked)} weights came")
-        if not len(support):
+        if not len(H):
             return
-        widest = float(support.max()) / (self.side / self.pixels)
+        widest = float(H.max()) / (self.side / self.pixels)
         if widest > FARTHEST:
-            raise SkyshiftError(f"a support of {support.max():.4g} kpc is too wide for a map of {self.side:.4g} kpc")
+            raise SkyshiftError(f"a support of {H.max():.4g} kpc is too wide for a map of {self.side:.4g} kpc")
         if self._torch is not None:
-            self._torch.add(position, support, stacked)
+            self._torch.add(r, H, stacked)
             return
         self._grow(widest)
-        threads = max(1, min(self.threads, len(support) // SMALL))
+        threads = max(1, min(self.threads, len(H) // SMALL))
         while len(self._parts) < threads:
             self._parts.append(np.zeros((self.weights, int(self._lattices.starts[-1]))))
-        edges = np.linspace(0, len(support), threads + 1).astype(int)
+        edges = np.linspace(0, len(H), threads + 1).astype(int)
         jobs = [
-            (part, position[a:b], support[a:b], stacked[:, a:b])
+            (part, r[a:b], H[a:b], stacked[:, a:b])
             for part, a, b in zip(self._parts, edges[:-1], edges[1:], strict=False)
         ]
         if threads == 1:
@@ -176,7 +176,7 @@ class Canvas:
         if self._torch is not None:
             lattices, flat = self._torch.lattices, self._torch.flat()
         elif self._parts:
-            lattices, flat = self._lattices, sum(self._parts[1:], self._parts[0])
+            lattices, flat = self._lattices, np.sum(self._parts, axis=0)
         else:
             return np.zeros((self.weights, self.pixels, self.pixels))
         return finish(flat, lattices) / (self.side / self.pixels) ** 2
@@ -272,6 +272,11 @@ def weighted_mean(numerator_map: NDArray[np.floating], denominator_map: NDArray[
     numerator = np.asarray(numerator_map, np.float64)
     numerator, denominator = np.broadcast_arrays(numerator, np.asarray(denominator_map, np.float64))
     return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator != 0)
+
+
+def _plain(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Float64, C order, writeable: numba compiles once for each kind of array. A copy only where one is needed."""
+    return np.asarray(np.require(values, np.float64, ["C", "W"]), np.float64)
 
 
 def _check_particles(position: NDArray[np.float64], support: NDArray[np.float64], weights: NDArray[np.float64]) -> None:

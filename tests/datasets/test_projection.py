@@ -282,16 +282,18 @@ def test_the_map_is_linear_in_the_weights_and_one_pass_equals_several(galaxy):
     np.testing.assert_allclose(total, np.tensordot([1, 2, 3], maps, 1), rtol=1e-10)  # order of summation
 
 
-def test_a_weighted_mean_lies_within_what_it_averages(galaxy):
+@pytest.mark.parametrize("scale", [0.1, 10])  # kernels of a pixel; kernels on coarse lattices
+def test_a_weighted_mean_lies_within_what_it_averages(galaxy, scale):
     position, support = galaxy
     rng = np.random.default_rng(8)
     mass, value = rng.random(len(position)), rng.uniform(2, 3, len(position))
     mass[::3] = 0  # particles without weight, and with a value that must not show
     value[::3] = 1e9
-    numerator, denominator = project(position, 0.1 * support, np.stack([mass * value, mass]), side=60.0, pixels=256)
+    weights = np.stack([mass * value, mass])
+    numerator, denominator = project(position, scale * support, weights, side=60.0, pixels=256)
     mean = weighted_mean(numerator, denominator)
     empty = denominator == 0
-    assert 0 < empty.mean() < 1
+    assert (0 < empty.mean() < 1) == (scale < 1)
     assert not mean[empty].any()
     # The same kernel stands above and below the line; only the sums are rounded, by 1e-16 a term.
     assert mean[~empty].min() >= value[mass > 0].min() * (1 - 1e-12)
@@ -328,6 +330,16 @@ def test_chunks_make_the_map_of_the_whole(galaxy):
     np.testing.assert_allclose(canvas.maps(), whole, rtol=1e-11)  # rounding of sums
 
 
+def test_any_layout_and_type_of_array_gives_the_same_map(galaxy):
+    position, support = (a.astype(np.float32) for a in galaxy)
+    expected = project(position.astype(float), support.astype(float), np.ones(len(support)), side=60.0, pixels=32)
+    frozen = np.asfortranarray(position), support, np.ones(len(support), np.int64)
+    for array in frozen:
+        array.flags.writeable = False
+    for device in (None, "cpu"):
+        np.testing.assert_allclose(project(*frozen, side=60.0, pixels=32, device=device), expected, rtol=1e-11)
+
+
 def test_threads_change_rounding_only_and_repeat_bit_for_bit(galaxy):
     position, support = (np.concatenate([a] * 4) for a in galaxy)  # enough particles for four threads
     weights = np.random.default_rng(14).random(len(position))
@@ -349,6 +361,18 @@ def test_canvases_in_several_threads_of_the_caller_do_not_meet(galaxy):
         ]
         for job, map_ in zip(jobs, expected, strict=True):
             np.testing.assert_array_equal(job.result(), map_)
+
+
+def test_what_numba_compiled_is_kept_on_disk_and_found_again():
+    projection_numba = importlib.import_module("skyshift.datasets.projection_numba")
+    project(np.zeros((1, 3)), np.full(1, 40.0), np.ones(1), side=10, pixels=10)
+    code = (
+        "import numpy as np; from skyshift.datasets import projection_numba as n, projection as p;"
+        "p.project(np.zeros((1, 3)), np.full(1, 40.0), np.ones(1), side=10, pixels=10);"
+        "print(sum(n.deposit.stats.cache_hits.values()), sum(n.deposit.stats.cache_misses.values()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"], projection_numba.deposit.stats.cache_path
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
