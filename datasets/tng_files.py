@@ -5,6 +5,7 @@ References:
 """
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -164,8 +165,14 @@ def check_need(have: Mapping[str, Iterable[str]], need: Need, where: str) -> str
             )
     words = "; ".join(dict.fromkeys(replaced))
     if words:
-        _log.warning("%s: %s", where, words)
+        _log_once(where, words)
     return words
+
+
+@functools.cache
+def _log_once(where: str, words: str) -> None:
+    """Not again for every galaxy of a snapshot."""
+    _log.warning("%s: %s", where, words)
 
 
 def require_counts(file: h5py.File, kind: str, header: Header, partial: bool = False) -> None:

@@ -518,6 +518,24 @@ def test_units_of_a_cutout_at_redshift_one(tmp_path, write_cutout, arrays_of_a_c
     np.testing.assert_allclose(galaxy.particles["dm"].mass, 5.05574296e-04 * 1e10 / H, rtol=1e-12)
 
 
+def test_a_cutout_moves_as_its_gas(tmp_path, write_cutout, arrays_of_a_cutout):
+    """It carries no SubhaloVel: the mass-weighted mean of its gas stands in, whichever kinds are asked for."""
+    path = write_cutout(tmp_path / "c.hdf5")
+    gas = arrays_of_a_cutout()["PartType0"]
+    expected = np.average(np.float64(gas["Velocities"]), axis=0, weights=np.float64(gas["Masses"])) * np.sqrt(0.5)
+    for need in (None, {"stars": {"velocity"}}, {"gas": {"velocity"}, "dm": set()}):
+        np.testing.assert_allclose(read_cutout(path, need=need).velocity, expected, rtol=1e-12)
+    assert not read_cutout(path, need={"gas": {"density"}}).velocity.any(), "not read, not known"
+    arrays = arrays_of_a_cutout()
+    del arrays["PartType0"]
+    stars = read_cutout(
+        write_cutout(tmp_path / "d.hdf5", arrays, request="PartType4=all"), need={"stars": {"velocity"}}
+    )
+    moving = [p for p in stars.particles.values() if "velocity" in p.fields]
+    mean = sum(p.mass @ p["velocity"] for p in moving) / sum(p.mass.sum() for p in moving)
+    np.testing.assert_allclose(stars.velocity, mean, rtol=1e-12)
+
+
 def test_the_centre_of_a_cutout_does_not_depend_on_the_box_edge(tmp_path, write_cutout, arrays_of_a_cutout):
     """Shifted by a vector through the edge of the box, the galaxy is the same and its centre moves along."""
     arrays = arrays_of_a_cutout()
