@@ -12,7 +12,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,16 +168,16 @@ def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def fetch_all(fetcher: CutoutFetcher, numbers: Sequence[int], *, progress: bool = True) -> Iterator[Outcome]:
+def fetch_all(
+    fetcher: CutoutFetcher, numbers: Sequence[int], ended: Callable[[Outcome], None], *, progress: bool = True
+) -> None:
     """Fetch many cutouts, several at once.
 
     Args:
         fetcher: Of one snapshot.
         numbers: Of the subhaloes.
+        ended: Told what became of each, as they end.
         progress: Show a progress bar.
-
-    Yields:
-        What became of each, as they end.
 
     Raises:
         StopError: The key was refused, or the service answers no more. No thread goes on afterwards.
@@ -197,7 +197,7 @@ def fetch_all(fetcher: CutoutFetcher, numbers: Sequence[int], *, progress: bool 
             bar.set_postfix_str(f"{received / 1e6:.0f} MB", refresh=False)
             bar.update(1)
             unreached = 0 if outcome.reached else unreached + 1
-            yield outcome
+            ended(outcome)
             if unreached == enough:
                 raise StopError(
                     f"{unreached} requests in a row failed, the last one with: {outcome.reason}; what has come is "

@@ -119,7 +119,7 @@ def download(config: DownloadConfig, *, progress: bool = True) -> list[Outcome]:
 
     Args:
         config: What, from where, to where.
-        progress: Show a progress bar.
+        progress: Show a progress bar, and a summary at the end.
 
     Returns:
         What became of each subhalo.
@@ -144,10 +144,11 @@ def download(config: DownloadConfig, *, progress: bool = True) -> list[Outcome]:
         fetcher = CutoutFetcher(service, snapshot, plan, output)
         with sole_use(output):
             try:
-                outcomes.extend(fetch_all(fetcher, numbers, progress=progress))
+                fetch_all(fetcher, numbers, outcomes.append, progress=progress)
             finally:
                 write_manifest(output, _record(snapshot, fetcher.plan, outcomes, len(numbers)))
-        _print_summary(output, fetcher, outcomes)
+        if progress:
+            _print_summary(output, fetcher, outcomes)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if failed:
         some = "; ".join(f"{outcome.subhalo}: {outcome.reason}" for outcome in failed[:3])

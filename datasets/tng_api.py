@@ -116,9 +116,9 @@ class Selection:
         query: dict[str, Any] = {"order_by": f"-mass{SUFFIXES[self.heaviest]}"}
         for bounds, comparison in ((self.minimum_mass, "gt"), (self.maximum_mass, "lt")):
             for kind, mass in bounds.items():
-                query[f"mass{SUFFIXES[kind]}__{comparison}"] = repr(mass * hubble / MASS_UNIT)
+                query[f"mass{SUFFIXES[kind]}__{comparison}"] = float(mass * hubble / MASS_UNIT)
         if self.minimum_sfr:
-            query["sfr__gt"] = repr(self.minimum_sfr)
+            query["sfr__gt"] = float(self.minimum_sfr)
         if self.which != "all":
             query["primary_flag"] = int(self.which == "centrals")
         if not self.flagged:

@@ -101,6 +101,7 @@ class Web:
             raise ServiceError("base_url must be an address alone: no name or password, no '?' and no '#' in it")
         self._refuse_plain_http(self._origin, "base_url")
         self._pace = Pace(self.politeness.requests_per_second)
+        self._room = threading.Semaphore(self.politeness.connections)
         self._stopped = threading.Event()
         self._sockets = Sockets()
         self._pool = connection_pool(base_url, self.politeness.connections, self._sockets)
@@ -208,6 +209,7 @@ class Web:
     def _answer(self, url: str, headers: Mapping[str, str], also: Sequence[int] = ()) -> Iterator[BaseHTTPResponse]:
         """An answer that is no refusal (or of a status in ``also``); errors of the connection become transient."""
         response = None
+        self._room.acquire()
         try:
             response, origin = self._send(url, headers)
             if response.status not in also:
@@ -225,6 +227,7 @@ class Web:
         finally:
             if response is not None:
                 response.close()  # one that was read to its end has given its connection back before
+            self._room.release()
 
     def _send(self, url: str, headers: Mapping[str, str]) -> tuple[BaseHTTPResponse, Origin]:
         """Send a request and follow redirects; the key goes only where it may."""
