@@ -42,10 +42,11 @@ class Facts:
         hubble: h.
         centre: (3,) physical kpc in the box: the minimum of the potential, ``SubhaloPos``.
         velocity: (3,) km/s, peculiar.
-        half_mass_radius: Kind to physical kpc; ``total`` for all kinds together.
+        half_mass_radius: Kind to physical kpc; ``total`` for all kinds together. Here and in the next two, a kind of
+            which the service says nothing does not stand.
         mass: Kind to Msun, bound to the subhalo; wind counts as gas, as in the catalogue.
         count: Kind to number of particles; wind counts as stars, as in the catalogue.
-        sfr: Msun/yr.
+        sfr: Msun/yr, where the service gives it.
         group: Number of the host group.
         central: Whether it is the group's first subhalo.
         flag: ``SubhaloFlag``; 0 for an object that is no galaxy. ``None`` where the service gives none.
@@ -66,7 +67,7 @@ class Facts:
     half_mass_radius: Mapping[str, float]
     mass: Mapping[str, float]
     count: Mapping[str, int]
-    sfr: float
+    sfr: float | None
     group: int
     central: bool
     flag: int | None

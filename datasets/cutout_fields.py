@@ -47,10 +47,12 @@ class Scarce:
         mini: Whether the mini snapshots have it. ``None``: not known; it is asked for, and the service's answer
             decides.
         instead: What takes its place; "" where nothing can.
+        sources: The fields of the same kind from which that is made.
     """
 
     mini: bool | None
     instead: str = ""
+    sources: tuple[str, ...] = ("Coordinates",)
 
 
 SCARCE: dict[str, Scarce] = {
@@ -58,7 +60,9 @@ SCARCE: dict[str, Scarce] = {
     "GFM_Metals": Scarce(False),
     "GFM_StellarPhotometrics": Scarce(False),
     "NeutralHydrogenAbundance": Scarce(
-        False, "the neutral fraction of the self-shielding fit, from density, temperature and the UV background"
+        False,
+        "neutral fractions from ionisation equilibrium with self-shielding (Rahmati et al. 2013)",
+        ("Density", "InternalEnergy", "ElectronAbundance"),
     ),
     "StellarHsml": Scarce(None, "the distance to the 32nd nearest star"),
     "SubfindHsml": Scarce(None, "the distance to the 64th nearest dark-matter particle"),
@@ -98,6 +102,7 @@ class FieldPlan:
         """
         missing = set(missing)
         dropped = dict(self.dropped)
+        fields = {kind: [name for name in names if name not in missing] for kind, names in self.fields.items()}
         for name in sorted(missing):
             scarce = SCARCE.get(name, Scarce(None))
             if not scarce.instead:
@@ -107,8 +112,10 @@ class FieldPlan:
                     "full snapshot or other domains"
                 )
             dropped[name] = f"{reason}; instead: {scarce.instead}"
-        fields = {kind: tuple(name for name in names if name not in missing) for kind, names in self.fields.items()}
-        return FieldPlan(fields, self.needed_by, dropped)
+            for kind, names in self.fields.items():
+                if name in names:
+                    fields[kind].extend(source for source in scarce.sources if source not in fields[kind])
+        return FieldPlan({kind: tuple(names) for kind, names in fields.items()}, self.needed_by, dropped)
 
 
 def plan_fields(domains: Iterable[str], simulation: str, snapshot: int) -> FieldPlan:

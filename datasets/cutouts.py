@@ -89,7 +89,7 @@ class CutoutFetcher:
             if size := self._size_if_whole(path):
                 return Outcome(number, "present", size=size)
             facts = self.service.facts(self.snapshot, number)
-            if not any(facts.count[_COUNTED[kind]] for kind in self.plan.fields):
+            if not any(facts.count.get(_COUNTED[kind], 1) for kind in self.plan.fields):
                 return Outcome(number, "empty")
             return Outcome(number, "fetched", size=self._download(path, facts))
         except StopError:

@@ -206,6 +206,10 @@ class TngService:
             x, y, z = (unit * _number(entry, f"{name}_{axis}", what) for axis in "xyz")
             return x, y, z
 
+        def by_kind(name: str) -> dict[str, float]:  # dark-matter runs say nothing about gas
+            held = {kind: name + suffix for kind, suffix in SUFFIXES.items() if entry.get(name + suffix) is not None}
+            return {kind: _number(entry, column, what) for kind, column in held.items()}
+
         return Facts(
             simulation=snapshot.simulation,
             snapshot=snapshot.number,
@@ -214,10 +218,10 @@ class TngService:
             hubble=snapshot.hubble,
             centre=vector("pos", length),
             velocity=vector("vel", 1.0),
-            half_mass_radius={k: length * _number(entry, f"halfmassrad{s}", what) for k, s in SUFFIXES.items()},
-            mass={k: mass * _number(entry, f"mass{s}", what) for k, s in SUFFIXES.items()},
-            count={k: int(_number(entry, f"len{s}", what)) for k, s in SUFFIXES.items()},
-            sfr=_number(entry, "sfr", what),
+            half_mass_radius={kind: length * value for kind, value in by_kind("halfmassrad").items()},
+            mass={kind: mass * value for kind, value in by_kind("mass").items()},
+            count={kind: int(value) for kind, value in by_kind("len").items()},
+            sfr=float(entry["sfr"]) if entry.get("sfr") is not None else None,
             group=int(_number(entry, "grnr", what)),
             central=bool(_number(entry, "primary_flag", what)),
             flag=int(entry["subhaloflag"]) if entry.get("subhaloflag") is not None else None,

@@ -353,6 +353,22 @@ def test_what_cannot_be_is_said_before_anything_is_fetched(service, capsys, tmp_
     assert not (tmp_path / "cutouts").exists()
 
 
+def test_a_full_disk_stops_with_its_cause_and_the_next_run_goes_on(repository, service, tmp_path):
+    """A limit of 100 kB a file stands for the disk; two of the cutouts are larger."""
+    for number in (2, 4):
+        service.add(number, gas=9000)
+    script = f'ulimit -f 100; exec {sys.executable} {repository / "datasets/download.py"} "$@"'
+    line = ["bash", "-c", script, "-", *arguments(service, "--politeness.connections", "1")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "error: no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert set(cutouts(tmp_path / "cutouts")) == {name_of(0), name_of(1)}
+    done = run(repository, *arguments(service))
+    assert done.returncode == 0, done.stderr
+    assert cutouts(tmp_path / "cutouts") == {name_of(number): service.cutout(number, GAS) for number in range(6)}
+
+
 # mini snapshots
 
 
@@ -362,10 +378,10 @@ def test_a_mini_snapshot_is_asked_for_what_it_has(service, capsys, tmp_path):
     main(arguments(service, "--snapshot", "51", "--domains", "[gas, hi]", "--limit", "2"))
     said = capsys.readouterr().out
     assert "2 cutouts fetched" in said
-    assert "without NeutralHydrogenAbundance: snapshot 51 of TNG100-1 is a mini snapshot; instead: the neutral" in said
+    assert "without NeutralHydrogenAbundance: snapshot 51 of TNG100-1 is a mini snapshot; instead: neutral" in said
     assert not [seen for seen in service.seen if seen.status == 400]
     facts = cutout_facts(tmp_path / "cutouts/TNG100-1_051_00000000.hdf5")
-    assert "instead: the neutral fraction" in facts.dropped["NeutralHydrogenAbundance"]
+    assert "instead: neutral fractions" in facts.dropped["NeutralHydrogenAbundance"]
 
 
 def test_an_optional_field_that_is_refused_is_dropped_once_for_all(service, capsys, tmp_path):

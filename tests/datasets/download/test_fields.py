@@ -2,7 +2,7 @@
 
 import pytest
 
-from skyshift.datasets.cutout_fields import FULL_SNAPSHOTS, SCARCE, FieldsError, is_mini, plan_fields
+from skyshift.datasets.cutout_fields import FULL_SNAPSHOTS, SCARCE, FieldPlan, FieldsError, is_mini, plan_fields
 from skyshift.datasets.domains import DOMAINS, DomainError, needed_fields
 from skyshift.datasets.tng import read_cutout
 from skyshift.datasets.tng_units import SnapshotError
@@ -62,9 +62,14 @@ def test_a_mini_snapshot_drops_what_has_a_recipe_and_says_so():
     assert "NeutralHydrogenAbundance" not in plan.fields["gas"]
     assert plan.dropped == {
         "NeutralHydrogenAbundance": "snapshot 98 of TNG100-1 is a mini snapshot; instead: "
-        "the neutral fraction of the self-shielding fit, from density, temperature and the UV background"
+        "neutral fractions from ionisation equilibrium with self-shielding (Rahmati et al. 2013)"
     }
     assert set(plan_fields(["hi"], "TNG100-1", 99).fields["gas"]) - set(plan.fields["gas"]) == set(plan.dropped)
+    assert set(plan.fields["gas"]) >= {"Density", "InternalEnergy", "ElectronAbundance"}, "what the recipe is made from"
+    bare = FieldPlan({"gas": ("Coordinates", "NeutralHydrogenAbundance"), "dm": ("Coordinates",)}, {})
+    assert bare.without(["NeutralHydrogenAbundance"], "so").fields == {
+        "gas": ("Coordinates", "Density", "InternalEnergy", "ElectronAbundance"), "dm": ("Coordinates",)
+    }  # fmt: skip
 
 
 def test_what_nothing_can_replace_is_refused_with_its_domains():

@@ -140,8 +140,11 @@ def test_facts_in_physical_units(tng, service, snapshot):
     assert facts.velocity == (10.0, -20.0, 30.0)
     assert facts.count == {"gas": 40, "dm": 30, "stars": 20, "black_holes": 0, "total": 90}
     assert (facts.sfr, facts.group, facts.central, facts.flag) == (3.0, 1, False, 1)
-    del service.entries[3]["subhaloflag"]  # a dark-matter run
-    assert tng.facts(snapshot, 3).flag is None
+    for name in ("subhaloflag", "sfr", "len_gas", "mass_gas", "halfmassrad_gas"):  # a dark-matter run
+        del service.entries[3][name]
+    dark = tng.facts(snapshot, 3)
+    assert (dark.flag, dark.sfr) == (None, None)
+    assert set(dark.count) == set(dark.mass) == set(dark.half_mass_radius) == {"dm", "stars", "black_holes", "total"}
 
 
 def test_a_redshift_of_rounding_is_none(tng, service):

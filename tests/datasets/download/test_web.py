@@ -87,6 +87,15 @@ def test_a_server_that_is_not_there(service, quick):
         web.json("TNG100-1/")
 
 
+def test_a_server_that_does_not_speak_tls_is_not_asked_twice(service, quick):
+    with (
+        Web(service.url.replace("http", "https"), Key("k"), quick) as web,
+        pytest.raises(ServiceError, match=r"no safe connection to 127\.0\.0\.1: .*(SSL|ssl)"),
+    ):
+        web.json("TNG100-1/")
+    assert web.retries == 0
+
+
 def test_the_wait_doubles_and_is_shortened_at_random(service, faults, quick):
     """Between requests k and k+1 lie backoff 2^k times 0.5 to 1, and what the request itself takes (some ms)."""
     service.misbehave("TNG100-1/", [faults.status(500)] * 3)
