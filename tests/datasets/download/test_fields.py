@@ -1,5 +1,6 @@
 """Which fields are asked for: those that the reader needs for the domains, and what a mini snapshot lacks."""
 
+import numpy as np
 import pytest
 
 from skyshift.datasets.cutout_fields import FULL_SNAPSHOTS, SCARCE, FieldPlan, FieldsError, is_mini, plan_fields
@@ -38,7 +39,9 @@ def test_a_cutout_with_these_fields_and_no_others_is_read(domain, tmp_path, writ
     plan = plan_fields([domain], "TNG100-1", 99)
     (kind,) = plan.fields
     group = {"gas": "PartType0", "dm": "PartType1", "stars": "PartType4"}[kind]
-    full = arrays_of_a_cutout()[group]
+    full = dict(arrays_of_a_cutout()[group])
+    if "GFM_StellarPhotometrics" in plan.fields[kind]:
+        full.setdefault("GFM_StellarPhotometrics", np.full((len(full["Coordinates"]), 8), -5.0, np.float32))
     chosen = {name: full[name] for name in plan.fields[kind] if name not in SCARCE or name in full}
     path = write_cutout(tmp_path / "c.hdf5", {group: chosen})
     need = needed_fields([domain])
