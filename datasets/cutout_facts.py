@@ -78,8 +78,10 @@ class Facts:
     dropped: Mapping[str, str] = field(default_factory=dict)
 
     def holds(self, fields: Mapping[str, Sequence[str]]) -> bool:
-        """Whether the cutout was asked for all of these fields, and perhaps more."""
-        return all(set(names) <= set(self.fields.get(kind, ())) for kind, names in fields.items())
+        """Whether the cutout was asked for all of these fields, but for those that the snapshot lacks."""
+        return all(
+            kind in self.fields and set(names) <= {*self.fields[kind], *self.dropped} for kind, names in fields.items()
+        )
 
 
 def facts_path(cutout: str | Path) -> Path:

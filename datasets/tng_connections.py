@@ -16,8 +16,8 @@ from typing import Any
 
 import urllib3
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import LocationValueError
-from urllib3.util import parse_url
+from urllib3.exceptions import LocationValueError, ProxySchemeUnknown
+from urllib3.util import make_headers, parse_url
 
 from skyshift.errors import SkyshiftError
 
@@ -62,7 +62,7 @@ class Politeness:
     backoff: float = 1.0
     longest_wait: float = 300.0
     connect_timeout: float = 15.0
-    read_timeout: float = 120.0
+    read_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         for name, least in (("connections", 1), ("attempts", 1), ("backoff", 0), ("longest_wait", 0)):
@@ -146,6 +146,16 @@ def _shut(opened: socket.socket) -> None:
         opened.shutdown(socket.SHUT_RDWR)
 
 
+def _through_proxy(proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
+    try:
+        auth = parse_url(proxy).auth
+        return urllib3.ProxyManager(
+            proxy, proxy_headers=make_headers(proxy_basic_auth=auth) if auth else None, **options
+        )
+    except (LocationValueError, ProxySchemeUnknown):
+        raise ServiceError("the system's proxy setting (https_proxy) is no address of an http or https proxy") from None
+
+
 def connection_pool(base_url: str, connections: int, sockets: Sockets) -> urllib3.PoolManager:
     """A connection pool that obeys the system's proxy settings and notes every socket that it opens.
 
@@ -153,11 +163,14 @@ def connection_pool(base_url: str, connections: int, sockets: Sockets) -> urllib
         base_url: Decides the proxy; there is none for this machine.
         connections: Kept open to one host.
         sockets: Where sockets are noted.
+
+    Raises:
+        ServiceError: The proxy setting is no address.
     """
     scheme, host, _ = origin_of(base_url)
     proxy = None if is_loopback(host) or urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
     options: dict[str, Any] = {"num_pools": 8, "maxsize": connections}
-    manager = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    manager = _through_proxy(proxy, options) if proxy else urllib3.PoolManager(**options)
     pools: dict[str, Any] = {}
     for name, pool in (("http", HTTPConnectionPool), ("https", HTTPSConnectionPool)):
         plain: Any = pool.ConnectionCls

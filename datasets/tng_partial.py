@@ -42,6 +42,7 @@ class Partial:
 
     def begin(self, headers: Mapping[str, str]) -> None:
         """A body from its first byte on; note whether the rest of it can be asked for should it be cut off."""
+        self.forget()  # the bytes before the note: those of another version must not be found beside the new note
         self.path.parent.mkdir(parents=True, exist_ok=True)
         length = headers.get("Content-Length", "")
         self.offset, self.length = 0, int(length) if length.isdecimal() else -1
@@ -49,13 +50,11 @@ class Partial:
         self.validator = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # a weak tag is no proof
         if headers.get("Accept-Ranges", "").lower() == "bytes" and self.validator and self.length > 0:
             write_json(self._note, {"url": self.url, "validator": self.validator, "length": self.length})
-        else:
-            self._note.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Begin anew the next time."""
-        self._note.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """The file is whole."""

@@ -19,7 +19,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from http import HTTPStatus
+from http.client import responses
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from urllib3.exceptions import HTTPError, InvalidHeader, SSLError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry, Timeout, parse_url
 
+from skyshift import __version__
 from skyshift.datasets.tng_connections import (
     Origin,
     Pace,
@@ -235,7 +236,7 @@ class Web:
             origin = origin_of(url)
             self._refuse_plain_http(origin, "a redirect")
             self._pause(self._pace.turn())
-            sent = {"User-Agent": "skyshift", **headers}
+            sent = {"User-Agent": f"skyshift/{__version__}", **headers}
             if self._may_see_key(origin):
                 sent["api-key"] = self._key.reveal()
             limits = Timeout(connect=self.politeness.connect_timeout, read=self.politeness.read_timeout)
@@ -275,7 +276,7 @@ class Web:
                 "your account may see this simulation",
                 status,
             )
-        name = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "unknown"
+        name = responses.get(status, "unknown")
         if status in _COME_BACK or status >= 500:
             raise _TransientError(f"HTTP {status} ({name})", _retry_after(response))
         raise ServiceError(f"HTTP {status} ({name}){self._said(response)}", status)
@@ -302,7 +303,6 @@ class Web:
                 return once()
             except _TransientError as error:
                 asked = error.wait
-                wait = asked if asked is not None else self.politeness.backoff * 2 ** (attempt - 1)
                 if asked is not None and asked > self.politeness.longest_wait:
                     raise ServiceError(f"{what}: {error}, to be tried again after {asked:.0f} s") from None
                 if attempt == attempts:
@@ -312,12 +312,13 @@ class Web:
                     self._pace.hold(asked)
                     self._pause(asked)
                 else:
-                    self._pause(min(wait, self.politeness.longest_wait) * random.uniform(0.5, 1.0))
+                    wait = min(self.politeness.backoff * 2 ** (attempt - 1), self.politeness.longest_wait)
+                    self._pause(wait * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
     def _pause(self, seconds: float) -> None:
-        if self._stopped.wait(max(seconds, 0.0)) or self._stopped.is_set():
-            self._raise_if_stopped()
+        self._stopped.wait(max(seconds, 0.0))
+        self._raise_if_stopped()
 
     def _raise_if_stopped(self) -> None:
         if self._stopped.is_set():

@@ -154,6 +154,11 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.service.leave()
 
+    def do_CONNECT(self) -> None:
+        """What a proxy is asked for; it refuses."""
+        self.service.seen.append(Seen(time.monotonic(), self.path, {}, {k.lower(): v for k, v in self.headers.items()}))
+        self.send_error(502)
+
     def answer(self) -> None:
         """As the real service does."""
         service, path = self.service, self.seen.path.removeprefix("/api").strip("/").split("/")

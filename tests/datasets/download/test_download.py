@@ -397,6 +397,9 @@ def test_an_optional_field_that_is_refused_is_dropped_once_for_all(service, caps
     assert cutout_facts(tmp_path / "cutouts" / name_of(5)).fields == {
         "stars": ["Coordinates", "Masses", "GFM_StellarFormationTime"]
     }
+    main(arguments(service, "--domains", "[stars]"))
+    assert "0 cutouts fetched" in (said := capsys.readouterr().out)
+    assert "6 were there" in said
 
 
 def test_a_field_that_is_needed_and_refused_stops_with_its_domain(service, capsys):

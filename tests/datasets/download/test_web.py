@@ -10,7 +10,7 @@ import pytest
 
 from skyshift.datasets.tng_connections import Politeness, ServiceError, StopError
 from skyshift.datasets.tng_key import Key
-from skyshift.datasets.tng_partial import DamagedError
+from skyshift.datasets.tng_partial import DamagedError, Partial
 from skyshift.datasets.tng_web import CHUNK, Web, find_base_url
 from skyshift.errors import SkyshiftError
 
@@ -208,6 +208,20 @@ def test_bytes_of_two_versions_are_never_joined(web, service, faults, big, tmp_p
     assert service.seen[-1].status == 200
 
 
+def test_bytes_of_an_older_download_are_gone_before_the_new_note_stands(tmp_path):
+    """Whatever moment the process is killed at: after ``begin`` there is a note, and no byte beside it."""
+    part = tmp_path / "part"
+    part.write_bytes(b"of the old version")
+    Partial(part, "url").begin({"Content-Length": "100", "Accept-Ranges": "bytes", "ETag": '"new"'})
+    assert not part.exists()
+    part.write_bytes(b"new")
+    assert Partial(part, "url").headers() == {"Range": "bytes=3-", "If-Range": '"new"'}
+    for mark in ({"ETag": 'W/"weak"'}, {}):
+        Partial(part, "url").begin({"Content-Length": "100", "Accept-Ranges": "bytes", **mark})
+        part.write_bytes(b"new")
+        assert Partial(part, "url").headers() == {}
+
+
 @pytest.mark.parametrize("fault", ["416", "wrong range"])
 def test_a_rest_that_cannot_be_had_begins_anew(web, service, faults, big, tmp_path, fault):
     def shifted(handler):
@@ -328,6 +342,27 @@ def test_addresses_that_are_refused_before_anything_is_sent(url, words):
         Web(url, Key("k"))
     assert "password@" not in str(caught.value)
     assert "abc" not in str(caught.value)
+
+
+def test_the_systems_proxy_is_used_and_does_not_see_the_key(service, quick, monkeypatch):
+    """It is asked for a tunnel to the service, with its own password and without the key."""
+    monkeypatch.setenv("https_proxy", f"http://name:word@127.0.0.1:{service.port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with (
+        Web("https://tng.example/api", Key(service.key), quick) as web,
+        pytest.raises(ServiceError, match="ProxyError"),
+    ):
+        web.json("TNG100-1/")
+    assert {seen.path for seen in service.seen} == {"tng.example:443"}
+    assert service.seen[0].headers["proxy-authorization"] == "Basic bmFtZTp3b3Jk"  # base64 of name:word
+    assert service.key not in str(service.seen)
+    service.seen.clear()
+    with Web(service.url, Key(service.key), quick) as web:  # of this machine: no proxy
+        web.json("TNG100-1/")
+    assert [seen.path for seen in service.seen] == ["/api/TNG100-1/"]
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(ServiceError, match="no address of an http or https proxy"):
+        Web("https://tng.example/api", Key("k"))
 
 
 def test_addresses_that_are_taken(monkeypatch):
