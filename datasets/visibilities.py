@@ -18,8 +18,9 @@ a sky should be padded with empty pixels to twice its width (:func:`observe_dirt
 
 Layouts ``vla_d``, ``vla_b`` follow the power law of the VLA's arms, r_n = r_1 n^1.716 (Thompson et al. 1980), with arms
 at azimuths 355, 115 and 236 degrees (D without n = 1, where antennas would touch); ``wsrt`` the regular spacing of its
-ten fixed dishes with the movable ones of one standard configuration. ``meerkat`` and ``ska_mid_*`` are **approximations**: random positions (always the same) with
-the published size and concentration of the arrays, not the positions of their dishes. For real ones give a table.
+ten fixed dishes with the movable ones of one standard configuration. ``meerkat`` and ``ska_mid_*`` are
+**approximations**: random positions (always the same) with about the extent and concentration of the arrays, not the
+positions of their dishes. For real ones give a table.
 
 References:
     Thompson, Moran & Swenson 2017, Interferometry and Synthesis in Radio Astronomy, 3rd ed., Springer, ch. 4 and 10.
