@@ -9,6 +9,7 @@ inside. Position angles are the sky's: from north (up, rows) to east (left, agai
 
 References:
     Moffat 1969, A&A 3, 455.
+    Boucaud, Bocchio, Abergel, Orieux, Dole & Hadj-Youcef 2016, A&A 596, A63 (regularised matching kernels).
     Trujillo, Aguerri, Cepa & Gutiérrez 2001, MNRAS 328, 977 (Moffat profiles and their flux).
 """
 
@@ -205,3 +206,52 @@ def kernel_fwhm(kernel: NDArray[Any], pixel: float = 1.0) -> float:
     """
     fine = image_kernel(kernel, 10.0, 1.0)
     return float(2.0 * np.sqrt(np.count_nonzero(fine >= 0.5 * fine.max()) / np.pi) / 10.0 * pixel)
+
+
+def matching_kernel(from_kernel: NDArray[Any], to_kernel: NDArray[Any], regularisation: float = 1e-4) -> Array:
+    """Kernel that turns one point spread function into a broader one (Boucaud et al. 2016).
+
+    The ratio of their transforms, with the inverse held down where the narrower one has no signal left,
+
+        K̂ = T̂ F̂* / (|F̂|² + ε²),   F̂(0) = T̂(0) = 1.
+
+    Args:
+        from_kernel: (height, width) both odd, the narrower one, sum not zero.
+        to_kernel: (height, width) both odd, the broader one, on the same pixels.
+        regularisation: ε, the transform below which the narrower kernel counts as lost; larger for noisy images of
+            stars.
+
+    Returns:
+        (height, width) both odd, sum 1, as large as the larger one along each axis.
+
+    Raises:
+        BeamError: A kernel is none, or the second one is narrower than the first.
+    """
+    kernels = []
+    for kernel in (np.asarray(from_kernel, np.float64), np.asarray(to_kernel, np.float64)):
+        if kernel.ndim != 2 or not all(side % 2 for side in kernel.shape) or not np.isfinite(kernel).all():
+            raise BeamError(f"a kernel to match has two odd sides and finite values, not shape {kernel.shape}")
+        if not kernel.sum() > 0.0:
+            raise BeamError(f"a kernel to match has a positive sum, not {kernel.sum():g}")
+        kernels.append(kernel / kernel.sum())
+    narrow, broad = (kernel_fwhm(kernel) for kernel in kernels)
+    if broad < narrow:
+        raise BeamError(
+            f"a point spread function of {narrow:.3g} pixels cannot be sharpened to one of {broad:.3g}; "
+            f"match the sharper survey to the broader one"
+        )
+    size = [max(sides) for sides in zip(*(kernel.shape for kernel in kernels), strict=True)]
+    # Twice the size, so that the wings of a kernel do not come back at the other side.
+    padded = [2 * side + 1 for side in size]
+    F, T = (np.fft.rfft2(np.fft.ifftshift(_centred(kernel, padded))) for kernel in kernels)
+    ratio = T * np.conj(F) / (np.abs(F) ** 2 + regularisation**2)
+    whole = np.fft.fftshift(np.fft.irfft2(ratio, padded))
+    first = [(large - small) // 2 for large, small in zip(padded, size, strict=True)]
+    kernel = whole[first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
+    return np.asarray(kernel / kernel.sum(), np.float64)
+
+
+def _centred(kernel: Array, shape: list[int]) -> Array:
+    """The kernel in the middle of a larger array of zeros; all sides odd."""
+    margin = [(large - small) // 2 for large, small in zip(shape, kernel.shape, strict=True)]
+    return np.pad(kernel, [(width, width) for width in margin])

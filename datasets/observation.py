@@ -114,7 +114,7 @@ class Observation:
         header = fits.Header()
         for key, value in self.header.items():
             header[key] = value
-        header["BUNIT"] = units.Unit(self.unit).to_string("fits")
+        header["BUNIT"] = _fits_unit(self.unit)
         header["EXTNAME"] = layer.upper()
         header["DOMAIN"] = (f"{self.domain}_{layer}", "quantity that the map shows")
         header["SURVEY"] = (self.survey, "survey that is imitated")
@@ -124,6 +124,14 @@ class Observation:
         header["SEED"] = (self.seed, "of the noise")
         header["CREATOR"] = f"skyshift {__version__}"
         return header
+
+
+def _fits_unit(unit: str) -> str:
+    """The unit as the FITS standard writes it; as astropy does where the standard has none, such as maggies."""
+    try:
+        return str(units.Unit(unit).to_string("fits"))
+    except ValueError:
+        return unit
 
 
 _OWN = {"SIMPLE", "BITPIX", "EXTEND", "XTENSION", "PCOUNT", "GCOUNT", "EXTNAME", "BUNIT", "DOMAIN", "SURVEY"} | {

@@ -142,29 +142,32 @@ class Band:
 
     Attributes:
         fwhm_arcsec: Of the point-spread function, arcsec.
-        zero_point_mag: AB magnitude of one count per second (e/s), or of one nanomaggy where ``counts`` says so.
-        depth_mag: Limiting AB magnitude at five sigma.
-        depth_of: What the depth is of: a point source, an aperture, a galaxy of some size.
-        counts: ``electron / s`` or ``nanomaggy``: what the survey's maps are in.
-        beta: Of a Moffat profile; ``None`` for a Gaussian.
+        zero_point_mag: AB magnitude of one electron per second.
         exposure_s: Total, s.
         exposures: How many readouts share it.
         sky_mag: Sky brightness, AB mag / arcsec².
-        read_noise_e: Of one readout, electrons.
-        gain: Electrons per count.
+        read_noise_e: Of one readout of one of the survey's pixels, electrons.
+        depth_mag: Published limiting AB magnitude at five sigma, of a point source unless the next three say
+            otherwise. Not an input: what the numbers above should give.
+        beta: Slope of a Moffat profile; ``None`` for a Gaussian.
+        depth_fwhm_arcsec: Seeing for which the depth is quoted, where it is not ``fwhm_arcsec``; arcsec.
+        depth_aperture_arcsec: Diameter of the aperture for which it is quoted, arcsec.
+        depth_half_light_arcsec: Half-light radius of the exponential galaxy for which it is quoted, arcsec.
+        light: Rest-frame band of the stellar light (g, r, i) that is seen through this one; by default its name.
     """
 
     fwhm_arcsec: float = number("arcsec", "_arcsec")
     zero_point_mag: float = number("mag", "_mag")
+    exposure_s: float = number("s", "_s")
+    exposures: float = number("")
+    sky_mag: float = number("mag / arcsec2", "_mag")
+    read_noise_e: float = number("electron", "_e")
     depth_mag: float = number("mag", "_mag")
-    depth_of: str = "point source"
-    counts: str = "electron / s"
     beta: float | None = number("", optional=True)
-    exposure_s: float | None = number("s", "_s", optional=True)
-    exposures: float | None = number("", optional=True)
-    sky_mag: float | None = number("mag / arcsec2", "_mag", optional=True)
-    read_noise_e: float | None = number("electron", "_e", optional=True)
-    gain: float | None = number("", optional=True)
+    depth_fwhm_arcsec: float | None = number("arcsec", "_arcsec", optional=True)
+    depth_aperture_arcsec: float | None = number("arcsec", "_arcsec", optional=True)
+    depth_half_light_arcsec: float | None = number("arcsec", "_arcsec", optional=True)
+    light: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +230,18 @@ def radio_survey(survey: "str | Survey") -> RadioSurvey:
     found = get_survey(survey) if isinstance(survey, str) else survey
     if not isinstance(found, RadioSurvey):
         raise SurveyError(f"survey '{found.name}' is an optical one; a radio observation needs a radio survey")
+    return found
+
+
+def optical_survey(survey: "str | Survey") -> OpticalSurvey:
+    """An optical survey, by name or as it is.
+
+    Raises:
+        SurveyError: It is a radio one, or unknown.
+    """
+    found = get_survey(survey) if isinstance(survey, str) else survey
+    if not isinstance(found, OpticalSurvey):
+        raise SurveyError(f"survey '{found.name}' is a radio one; an optical observation needs an optical survey")
     return found
 
 
