@@ -5,7 +5,8 @@
 
 A kernel holds the integral of the profile over each pixel, not its value at the pixel's centre, so that it is right
 for beams narrower than a pixel as well; it sums to 1, has odd sides, and is cut where a stated share of the flux is
-inside. Position angles are the sky's: from north (up, rows) to east (left, against columns).
+inside. What is convolved with it is as if it had been points: a map that is integrated over its pixels already would
+count the pixel twice, and takes a ``sampled`` kernel instead. Position angles are the sky's: from north (up, rows) to east (left, against columns).
 
 References:
     Moffat 1969, A&A 3, 455.
@@ -63,8 +64,15 @@ def beam_area(fwhm_major: float, fwhm_minor: float | None = None) -> float:
     return float(np.pi / (4.0 * np.log(2.0)) * fwhm_major * minor)
 
 
-def _integrated(profile: Callable[[Array, Array], Array], half: tuple[int, int], pixel: float, fwhm: float) -> Array:
-    """Kernel of ``profile(x, y)`` integrated over each pixel, normalised; (2 half + 1) pixels."""
+def _on_pixels(
+    profile: Callable[[Array, Array], Array], half: tuple[int, int], pixel: float, fwhm: float, sampled: bool
+) -> Array:
+    """Kernel of ``profile(x, y)``, integrated over each pixel or at its centre, normalised; (2 half + 1) pixels."""
+    if sampled and fwhm < 2.0 * pixel:
+        raise BeamError(
+            f"a FWHM of {fwhm:g} arcsec cannot be sampled on pixels of {pixel:g}: it needs two pixels or more; take "
+            f"smaller pixels"
+        )
     if max(half) > _LARGEST // 2:
         raise BeamError(
             f"a kernel of {2 * max(half) + 1} pixels a side is too large (at most {_LARGEST}): "
@@ -73,6 +81,8 @@ def _integrated(profile: Callable[[Array, Array], Array], half: tuple[int, int],
     cells = int(np.clip(np.ceil(_CELLS_PER_FWHM * pixel / fwhm), 1, 32))
     offset = (np.arange(cells)[:, None] + 0.5 * (_NODES + 1.0)).ravel() / cells - 0.5
     weight = np.tile(_WEIGHTS, cells)
+    if sampled:
+        offset, weight = np.zeros(1), np.ones(1)
     x = ((np.arange(-half[1], half[1] + 1)[:, None] + offset) * pixel).ravel()
     columns = np.tile(weight, 2 * half[1] + 1)
     kernel = np.empty((2 * half[0] + 1, 2 * half[1] + 1))
@@ -93,6 +103,7 @@ def gaussian_kernel(
     position_angle: float = 0.0,
     pixel: float = 1.0,
     share: float = 1.0 - 1e-6,
+    sampled: bool = False,
 ) -> Array:
     """Gaussian beam, elliptical, integrated over pixels.
 
@@ -102,12 +113,13 @@ def gaussian_kernel(
         position_angle: Of the major axis, degrees from north (up) to east (left).
         pixel: Side of a pixel, arcsec.
         share: Share of the flux inside the ellipse that the kernel just covers.
+        sampled: Values at the pixels' centres instead of integrals, for maps that are integrated already.
 
     Returns:
         (height, width) both odd, sum 1.
 
     Raises:
-        BeamError: A width, the pixel or the share is not positive, or the kernel is too large.
+        BeamError: A width, the pixel or the share is not positive, or the kernel is too large or not sampled.
     """
     minor = fwhm_major if fwhm_minor is None else fwhm_minor
     _require_beam(pixel, fwhm_major=fwhm_major, fwhm_minor=minor)
@@ -125,10 +137,10 @@ def gaussian_kernel(
         v = (cos * x + sin * y) / minor
         return np.exp(-4.0 * np.log(2.0) * (u * u + v * v))
 
-    return _integrated(profile, half, pixel, min(fwhm_major, minor))
+    return _on_pixels(profile, half, pixel, min(fwhm_major, minor), sampled)
 
 
-def moffat_kernel(fwhm: float, beta: float, pixel: float = 1.0, share: float = 0.999) -> Array:
+def moffat_kernel(fwhm: float, beta: float, pixel: float = 1.0, share: float = 0.999, sampled: bool = False) -> Array:
     """Round Moffat point spread function, integrated over pixels.
 
     Args:
@@ -137,6 +149,7 @@ def moffat_kernel(fwhm: float, beta: float, pixel: float = 1.0, share: float = 0
         pixel: Side of a pixel, arcsec.
         share: Share of the flux inside the circle that the kernel just covers. Its wings are long: the radius grows
             as (1 - share)^(-1 / (2β - 2)).
+        sampled: Values at the pixels' centres instead of integrals, for maps that are integrated already.
 
     Returns:
         (size, size) odd, sum 1.
@@ -151,7 +164,7 @@ def moffat_kernel(fwhm: float, beta: float, pixel: float = 1.0, share: float = 0
     alpha = fwhm / (2.0 * np.sqrt(2.0 ** (1.0 / beta) - 1.0))
     radius = alpha * np.sqrt((1.0 - share) ** (1.0 / (1.0 - beta)) - 1.0)
     half = int(np.ceil(radius / pixel))
-    return _integrated(lambda x, y: (1.0 + (x * x + y * y) / alpha**2) ** -beta, (half, half), pixel, fwhm)
+    return _on_pixels(lambda x, y: (1.0 + (x * x + y * y) / alpha**2) ** -beta, (half, half), pixel, fwhm, sampled)
 
 
 def image_kernel(psf: NDArray[Any], psf_pixel: float, pixel: float) -> Array:

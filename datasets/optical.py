@@ -46,6 +46,12 @@ ZERO_POINT = 22.5
 SOLAR_AB: Mapping[str, float] = {"u": 6.39, "g": 5.11, "r": 4.65, "i": 4.53, "z": 4.50}
 """Absolute AB magnitude of the Sun in the SDSS bands (Willmer 2018, table 3)."""
 
+_FWHM_PIXELS = 3.0
+"""Pixels that a profile's FWHM must span to be sampled at their centres: what is aliased is below 1e-3 of the peak."""
+
+_FINER = 3
+"""How much finer the pixels are on which the image of a star is used."""
+
 _BRIGHTEST = 1e15
 """Electrons in a pixel that can still be drawn from a Poisson distribution and counted exactly in float64."""
 
@@ -137,10 +143,10 @@ def psf_kernel(survey: str | OpticalSurvey, band: str, pixel_arcsec: float | Non
     return _star(found, found.fwhm_arcsec, survey.pixel_arcsec if pixel_arcsec is None else pixel_arcsec)
 
 
-def _star(band: Band, fwhm: float, pixel: float) -> Array:
+def _star(band: Band, fwhm: float, pixel: float, sampled: bool = False) -> Array:
     if band.beta is None:
-        return gaussian_kernel(fwhm, pixel=pixel)
-    return moffat_kernel(fwhm, band.beta, pixel, share=0.999 if band.beta >= 2.5 else 0.99)
+        return gaussian_kernel(fwhm, pixel=pixel, sampled=sampled)
+    return moffat_kernel(fwhm, band.beta, pixel, share=0.999 if band.beta >= 2.5 else 0.99, sampled=sampled)
 
 
 def see(
@@ -153,6 +159,11 @@ def see(
     psf_pixel_arcsec: float | None = None,
 ) -> Array:
     """Flux on the survey's pixels through its point spread function, without noise.
+
+    The map is convolved on pixels that are ``n`` times finer where the point spread function needs it, and the pixel is
+    counted once: analytic profiles are sampled at the pixels' centres, since the map is integrated over them. The image
+    of a star has its own pixel in it; where that is the survey's, the middle one of the finer pixels is taken instead
+    of their sum.
 
     Args:
         flux: (…, height, width) nanomaggies per pixel.
@@ -171,13 +182,24 @@ def see(
         BeamError: ``psf`` is none.
     """
     survey = optical_survey(survey)
+    found = survey.band(band)
+    flux = np.asarray(flux, np.float64)
     pixel = survey.pixel_arcsec
     if psf is None:
-        kernel = psf_kernel(survey, band)
+        n = 2 * int(np.ceil(0.5 * (_FWHM_PIXELS * pixel / found.fwhm_arcsec - 1.0))) + 1
+        n = max(1, n)
+        kernel = _star(found, found.fwhm_arcsec, pixel / n, sampled=True)
+        middle = False
     else:
-        survey.band(band)
-        kernel = image_kernel(psf, pixel if psf_pixel_arcsec is None else psf_pixel_arcsec, pixel)
-    return np.asarray(convolve(rebin(np.asarray(flux, np.float64), pixel_arcsec, pixel, shape), kernel))
+        star_pixel = pixel if psf_pixel_arcsec is None else psf_pixel_arcsec
+        n, middle = _FINER, star_pixel > 0.99 * pixel
+        kernel = image_kernel(psf, star_pixel, pixel / n)
+    if shape is None:
+        shape = rebin(np.zeros(flux.shape[-2:]), pixel_arcsec, pixel).shape
+    fine = convolve(rebin(flux, pixel_arcsec, pixel / n, (n * shape[0], n * shape[1])), kernel)
+    if middle:
+        return np.asarray(fine[..., n // 2 :: n, n // 2 :: n] * n**2)
+    return np.asarray(rebin(fine, pixel / n, pixel, shape))
 
 
 def add_noise(
