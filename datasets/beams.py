@@ -6,7 +6,8 @@
 A kernel holds the integral of the profile over each pixel, not its value at the pixel's centre, so that it is right
 for beams narrower than a pixel as well; it sums to 1, has odd sides, and is cut where a stated share of the flux is
 inside. What is convolved with it is as if it had been points: a map that is integrated over its pixels already would
-count the pixel twice, and takes a ``sampled`` kernel instead. Position angles are the sky's: from north (up, rows) to east (left, against columns).
+count the pixel twice, and takes a ``sampled`` kernel instead. Position angles are the sky's: from north (up, rows) to
+east (left, against columns).
 
 References:
     Moffat 1969, A&A 3, 455.
