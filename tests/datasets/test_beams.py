@@ -58,7 +58,7 @@ def test_a_turn_by_90_degrees_turns_the_kernel():
 def test_against_astropy_kernel_integrated():
     ours = gaussian_kernel(4.0)
     theirs = Gaussian2DKernel(4.0 * SIGMA, x_size=ours.shape[0], mode="oversample", factor=20).array
-    # Theirs is the midpoint rule of 20² points a pixel: its error is the curvature times (1/20)² / 24, 1e-4 of the peak.
+    # Theirs: the midpoint rule of 20² points a pixel: its error is the curvature times (1/20)² / 24, 1e-4 of the peak
     np.testing.assert_allclose(ours, theirs / theirs.sum(), atol=1e-4 * ours.max())
 
 
