@@ -216,7 +216,7 @@ def _radio(
         # Beyond the image the sky is taken as empty; a kernel wider than it reaches into that.
         pad = [max(0, (k - side + 1) // 2) for k, side in zip(kernel.shape, image.shape, strict=True)]
         padded = convolve(np.pad(image, [(pad[0], pad[0]), (pad[1], pad[1])]), kernel)
-        smooth = padded[pad[0] : pad[0] + image.shape[0], pad[1] : pad[1] + image.shape[1]]
+        smooth = np.asarray(padded[pad[0] : pad[0] + image.shape[0], pad[1] : pad[1] + image.shape[1]], np.float64)
     rows, columns = (
         (np.arange(new) - 0.5 * (new - 1)) * second.pixel_arcsec / first.pixel_arcsec + 0.5 * (old - 1)
         for new, old in zip(size, image.shape, strict=True)
@@ -276,8 +276,9 @@ def matching_kernel(from_psf: NDArray[Any], to_psf: NDArray[Any]) -> Array:
     difference = float(np.abs(convolve(np.pad(first, edge), kernel) - np.pad(second, edge)).max() / second.max())
     if difference > _CLOSE:
         raise ObservationError(
-            f"no kernel turns the first point spread function into the second: the best is off by "
-            f"{100 * difference:.0f} % of the peak. An image can be smoothed, not sharpened; degrade to a survey with a wider one"
+            "no kernel turns the first point spread function into the second: the best is off by "
+            f"{100 * difference:.0f} % of the peak. An image can be smoothed, not sharpened; degrade to a survey "
+            "with a wider one"
         )
     return np.asarray(kernel)
 
