@@ -332,7 +332,7 @@ def observe_optical(
         sigma[0].astype(np.float32),
         unit=UNIT,
         pixel_arcsec=pixel,
-        domain=f"{survey.name}_{band}",
+        domain=f"light_{band}",
         survey=survey.name,
         redshift=placement.redshift,
         seed=seed,
