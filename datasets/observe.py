@@ -374,6 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = observe_store(config)
     named = ", ".join(f"{name} [{unit}]" for name, unit in made.units.items())
     print(f"{made.path}: {made.views} views of {named}, {made.pixels} pixels a side")
+    simulated = np.asarray(MapStore(source).catalogue()["side"])
+    wider = int((np.asarray(made.catalogue()["side"]) > 1.01 * simulated).sum())
+    if wider:
+        print(f"note: in {wider} views the field is wider than the simulated map, and empty beyond it")
 
 
 if __name__ == "__main__":
