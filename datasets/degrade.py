@@ -33,7 +33,8 @@ from scipy.ndimage import map_coordinates
 from skyshift.datasets.beams import beam_area
 from skyshift.datasets.observation import Observation, ObservationError, check_map
 from skyshift.datasets.optical import UNIT, noise_sigma, psf_kernel
-from skyshift.datasets.radio import beam_cards, check_beam, correlated_noise
+from skyshift.datasets.radio import beam_cards
+from skyshift.datasets.radio_beams import check_beam, correlated_noise
 from skyshift.datasets.resampling import convolve, rebin
 from skyshift.datasets.sky import wcs_header
 from skyshift.datasets.surveys import OpticalSurvey, RadioSurvey, Survey, get_survey

@@ -13,12 +13,8 @@ Velocities are those of the galaxy's frame, dv = c dν / ν with ν = ν₀ / (1
 would be (1 + z)² (Meyer et al. 2017). ∫T_b dv of a map is likewise the emitted one: N_HI = 1.823e18 ∫T_b dv, so both
 kinds of map give the same flux. What is observed in kelvin is T_b / (1 + z).
 
-Noise is correlated as the map's point response is: with natural weights the power of the noise in the uv plane is
-proportional to the weights, whose transform is the beam, so its autocorrelation *is* the beam (and not the beam
-convolved with itself, √2 wider, which white noise convolved with the beam would have; a real cube in the tests
-agrees). It is therefore white noise convolved with the root of the beam, for a Gaussian one of FWHM θ/√2, scaled to
-the target rms. The noise is flat over the field before the correction for the primary beam; after it, noise and σ
-rise as 1/A.
+Noise is correlated as the beam is (:mod:`skyshift.datasets.radio_beams` says why), and flat over the field before the
+correction for the primary beam; after it, noise and σ rise as 1/A.
 
 Assumptions: the synthesised beam is Gaussian (a cleaned map; :mod:`skyshift.datasets.visibilities` has dirty ones), the
 line is optically thin, and all of it falls within the velocity width over which the map is summed. The sky is averaged
@@ -31,6 +27,7 @@ References:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +36,7 @@ from numpy.typing import NDArray
 
 from skyshift.datasets.beams import beam_area
 from skyshift.datasets.observation import Observation, ObservationError, check_map
+from skyshift.datasets.radio_beams import beam_response, check_beam, correlated_noise, primary_beam
 from skyshift.datasets.resampling import convolve, rebin
 from skyshift.datasets.sky import Placement, wcs_header
 from skyshift.datasets.surveys import RadioSurvey, radio_survey
@@ -60,10 +58,6 @@ PrimaryBeam = Literal["none", "attenuated", "corrected"]
 _LIGHT = float(constants.c.to_value("km/s"))
 _SMALLEST_RESPONSE = 0.1
 """Corrected maps end where the primary beam has fallen to a tenth, as those of the telescopes do."""
-
-_COARSEST = 2.0
-"""Pixels that a beam must span."""
-
 
 # Units.
 
@@ -131,115 +125,6 @@ def velocity_width(bandwidth_hz: float, frequency_hz: float) -> float:
     return _LIGHT * bandwidth_hz / frequency_hz
 
 
-# Beams and noise.
-
-
-def check_beam(survey: RadioSurvey) -> None:
-    """Check that a survey's pixels sample its beam.
-
-    Raises:
-        ObservationError: The beam spans fewer than two pixels: below that the map loses what the array measured, and
-            a flux in Jy/beam depends on where in its pixel a source lies.
-    """
-    if survey.beam_minor_arcsec > survey.beam_major_arcsec * (1 + 1e-9):
-        raise ObservationError(
-            f"survey '{survey.name}': the beam's minor axis, {survey.beam_minor_arcsec:g} arcsec, is larger than its "
-            f"major, {survey.beam_major_arcsec:g}; exchange them and turn the position angle by 90 degrees"
-        )
-    if not (survey.beam_minor_arcsec > 0 and survey.pixel_arcsec > 0):
-        raise ObservationError(
-            f"survey '{survey.name}': a beam of {survey.beam_major_arcsec:g} × {survey.beam_minor_arcsec:g} arcsec on "
-            f"pixels of {survey.pixel_arcsec:g} arcsec is none; all three must be positive"
-        )
-    across = survey.beam_minor_arcsec / survey.pixel_arcsec
-    if across < _COARSEST:
-        raise ObservationError(
-            f"survey '{survey.name}': the beam spans {across:.2g} pixels; a map of an interferometer needs "
-            f"{_COARSEST:g} or more (pixels of at most {survey.beam_minor_arcsec / _COARSEST:g} arcsec)"
-        )
-
-
-def beam_response(major: float, minor: float, angle: float, pixel: float, reach: float = 2.4) -> Array:
-    """A Gaussian beam at the pixels' centres, with peak 1: it turns Jy/pixel into Jy/beam.
-
-    Values at the centres, and not integrals over the pixels, because that is what a map of an interferometer holds:
-    a point source in the middle of a pixel shows its flux as its peak.
-
-    Args:
-        major: FWHM, arcsec.
-        minor: FWHM, arcsec.
-        angle: Position angle of the major axis, degrees from north (up) to east (left).
-        pixel: arcsec.
-        reach: Half a side of the kernel, in FWHM; 2.4 leaves 1e-7 of the peak outside.
-
-    Returns:
-        (size, size), odd.
-    """
-    half = int(np.ceil(reach * major / pixel))
-    y, x = np.mgrid[-half : half + 1, -half : half + 1] * pixel
-    sin, cos = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
-    along, across = (-sin * x + cos * y) / major, (cos * x + sin * y) / minor
-    return np.asarray(np.exp(-4.0 * np.log(2.0) * (along**2 + across**2)))
-
-
-def correlated_noise(
-    shape: tuple[int, int], major: float, minor: float, angle: float, pixel: float, seed: int | np.random.Generator
-) -> Array:
-    """Noise of unit rms whose autocorrelation is a Gaussian beam.
-
-    Args:
-        shape: (height, width).
-        major: FWHM of the beam, arcsec.
-        minor: FWHM, arcsec.
-        angle: Position angle, degrees.
-        pixel: arcsec.
-        seed: Whole number, or a generator.
-
-    Returns:
-        (height, width), mean 0. Its expected variance is 1 in every pixel; that of one map scatters about it.
-    """
-    root = beam_response(major / np.sqrt(2.0), minor / np.sqrt(2.0), angle, pixel)
-    half = root.shape[0] // 2
-    white = np.random.default_rng(seed).standard_normal((shape[0] + 2 * half, shape[1] + 2 * half))
-    noise = convolve(white, root / np.sqrt((root**2).sum()))
-    return np.asarray(noise[half : half + shape[0], half : half + shape[1]], np.float64)
-
-
-def primary_beam(
-    survey: RadioSurvey,
-    shape: tuple[int, int],
-    frequency_hz: float | None = None,
-    pointing: tuple[float, float] = (0.0, 0.0),
-) -> Array:
-    """Response of an array to a source away from its pointing, A = 1 at the centre.
-
-    Dishes are Gaussian with FWHM 1.2 λ / D. A baseline's response is the product of its dishes' voltage patterns √A;
-    in an array of several kinds baselines count with their weight 1 / (SEFD_i SEFD_j).
-
-    Args:
-        survey: The array.
-        shape: (height, width) on the survey's pixels.
-        frequency_hz: Observed; by default the survey's.
-        pointing: Where the array points, arcsec right and up of the map's centre.
-
-    Returns:
-        (height, width).
-    """
-    frequency = survey.frequency_hz if frequency_hz is None else frequency_hz
-    y, x = (
-        (np.arange(side) - 0.5 * (side - 1)) * survey.pixel_arcsec - offset
-        for side, offset in zip(shape, (pointing[1], pointing[0]), strict=True)
-    )
-    squared = x[None, :] ** 2 + y[:, None] ** 2
-    voltage, total = np.zeros(shape), 0.0
-    for kind in survey.dishes:
-        fwhm = float(np.rad2deg(1.2 * constants.c.value / frequency / kind.diameter_m)) * 3600.0
-        weight = kind.count / kind.sefd_jy
-        voltage += weight * np.exp(-2.0 * np.log(2.0) * squared / fwhm**2)
-        total += weight
-    return np.asarray((voltage / total) ** 2)
-
-
 # The observation.
 
 
@@ -286,40 +171,87 @@ def observe_radio(
         ResamplingError: The beam does not fit into the field.
         SurveyError: An unknown survey, or a bandwidth or time that is not positive.
     """
-    telescope = radio_survey(survey)
-    check_beam(telescope)
-    place = placement or Placement(redshift)
-    sky, line = pixel_flux(check_map(values, domain or "map"), unit, side_kpc, place)
-    frequency = HI_FREQUENCY / (1.0 + place.redshift) if line else telescope.frequency_hz
-    _check_band(telescope, frequency, place.redshift)
-    noise = _noise(telescope, frequency, width_kms if line else None)
-
-    pixel = place.arcsec(side_kpc) / sky.shape[1]
-    flux = rebin(sky, pixel, telescope.pixel_arcsec, shape)
+    arriving = arrive(values, unit, side_kpc, survey, placement or Placement(redshift), width_kms, shape, direction)
+    telescope, flux, noise = arriving.survey, arriving.flux, arriving.noise
+    size = (flux.shape[0], flux.shape[1])
     primary = primary or ("none" if telescope.mosaic else "corrected")
-    response = _response(telescope, (flux.shape[0], flux.shape[1]), frequency, pointing, primary)
+    response = _response(telescope, size, arriving.frequency_hz, pointing, primary)
     beam = (telescope.beam_major_arcsec, telescope.beam_minor_arcsec, telescope.beam_angle_deg)
     clean = convolve(flux * response, beam_response(*beam, telescope.pixel_arcsec))
-    added = noise * correlated_noise((flux.shape[0], flux.shape[1]), *beam, telescope.pixel_arcsec, seed)
+    added = noise * correlated_noise(size, *beam, telescope.pixel_arcsec, seed)
     gain = 1.0 / response if primary == "corrected" else np.ones_like(response)
 
-    header = dict(wcs_header((flux.shape[0], flux.shape[1]), telescope.pixel_arcsec, *direction))
-    header |= beam_cards(*beam) | {"FREQ": frequency, "TELESCOP": telescope.title, "EXPTIME": telescope.time_s}
-    header |= {"PRIMBEAM": primary}
-    if line:
-        header |= {"RESTFRQ": HI_FREQUENCY, "VELWIDTH": width_kms, "CHANWID": telescope.bandwidth_hz}
     return Observation(
         (clean * gain).astype(np.float32),
         ((clean + added) * gain).astype(np.float32),
         (noise * gain).astype(np.float32),
-        "Jy km / (beam s)" if line else "Jy / beam",
+        arriving.unit,
         telescope.pixel_arcsec,
-        domain or ("hi" if line else "continuum"),
+        domain or arriving.domain,
         telescope.name,
-        place.redshift,
+        arriving.redshift,
         seed,
-        header,
+        arriving.header | beam_cards(*beam) | {"PRIMBEAM": primary},
     )
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What arrives at a telescope, before it is observed.
+
+    Attributes:
+        flux: (height, width) on the survey's pixels, Jy km/s (line) or Jy a pixel.
+        line: Whether it is a line.
+        frequency_hz: Observed, Hz.
+        noise: Thermal noise of the map to be, with natural weights: Jy/beam km/s (line) or Jy/beam.
+        survey: The telescope.
+        redshift: Of the galaxy.
+        header: WCS, frequency, width, telescope.
+    """
+
+    flux: Array
+    line: bool
+    frequency_hz: float
+    noise: float
+    survey: RadioSurvey
+    redshift: float
+    header: dict[str, Any]
+
+    @property
+    def unit(self) -> str:
+        """Of the map to be."""
+        return "Jy km / (beam s)" if self.line else "Jy / beam"
+
+    @property
+    def domain(self) -> str:
+        """Of the map to be, where it has no other name."""
+        return "hi" if self.line else "continuum"
+
+
+def arrive(
+    values: NDArray[Any],
+    unit: str,
+    side_kpc: float,
+    survey: str | RadioSurvey,
+    place: Placement,
+    width_kms: float,
+    shape: tuple[int, int] | None,
+    direction: tuple[float, float],
+) -> Arrival:
+    """Flux of a map on the pixels of a survey, and the noise that will meet it; see :func:`observe_radio`."""
+    telescope = radio_survey(survey)
+    check_beam(telescope)
+    sky, line = pixel_flux(check_map(values, "map"), unit, side_kpc, place)
+    frequency = HI_FREQUENCY / (1.0 + place.redshift) if line else telescope.frequency_hz
+    _check_band(telescope, frequency, place.redshift)
+    noise = _noise(telescope, frequency, width_kms if line else None)
+    flux = rebin(sky, place.arcsec(side_kpc) / sky.shape[1], telescope.pixel_arcsec, shape)
+    header = dict(wcs_header((flux.shape[0], flux.shape[1]), telescope.pixel_arcsec, *direction))
+    header |= {"FREQ": frequency, "TELESCOP": telescope.title, "EXPTIME": telescope.time_s}
+    if line:
+        header |= {"RESTFRQ": HI_FREQUENCY, "VELWIDTH": width_kms, "CHANWID": telescope.bandwidth_hz}
+    flux = np.asarray(flux, np.float64)
+    return Arrival(flux, line, frequency, noise, telescope, place.redshift, header)
 
 
 def beam_cards(major: float, minor: float, angle: float) -> dict[str, float]:

@@ -36,8 +36,12 @@ import numpy as np
 import scipy.fft
 from astropy import constants
 from numpy.typing import NDArray
+from scipy.ndimage import label
 
-from skyshift.datasets.observation import ObservationError, check_map
+from skyshift.datasets.observation import Observation, ObservationError, check_map
+from skyshift.datasets.radio import arrive, beam_cards
+from skyshift.datasets.sky import Placement
+from skyshift.datasets.surveys import RadioSurvey
 from skyshift.naming import unknown
 
 Array = NDArray[np.float64]
@@ -262,38 +266,71 @@ def uv_coverage(
 
 
 def observe_dirty(
-    sky: NDArray[Any],
-    pixel_arcsec: float,
-    uv: NDArray[Any],
-    rms: float,
+    values: NDArray[Any],
+    unit: str,
+    side_kpc: float,
+    survey: str | RadioSurvey,
+    redshift: float,
     *,
     seed: int,
+    hours: float = 8.0,
+    direction: tuple[float, float] = (0.0, -30.0),
+    layout: str = "",
     weighting: Weighting = "natural",
     taper_arcsec: float = 0.0,
-) -> tuple[Array, Array, Array, float]:
-    """Dirty map of a sky with its noise; the sky is padded to twice its width.
+    width_kms: float = 300.0,
+    shape: tuple[int, int] | None = None,
+    domain: str = "",
+) -> Observation:
+    """A simulated map as the dirty map of an array: what its baselines sample, and no more. No primary beam.
 
     Args:
-        sky: (height, width) Jy/pixel (or Jy km/s a pixel).
-        pixel_arcsec: arcsec.
-        uv: (samples, 2) wavelengths.
-        rms: Noise with natural weights, Jy/beam.
+        values: (height, width); see :func:`skyshift.datasets.radio.observe_radio`, as for all that is not said here.
+        unit: Of the map.
+        side_kpc: Width of the map, physical kpc.
+        survey: Name or survey; its pixels, noise, latitude and, by default, layout. Its own beam is not used.
+        redshift: Where the galaxy is placed.
         seed: Of the noise.
+        hours: Length of the track about transit.
+        direction: Right ascension and declination of the map's centre, degrees.
+        layout: See :func:`antenna_layout`.
         weighting: See :func:`uv_coverage`.
         taper_arcsec: See :func:`uv_coverage`.
+        width_kms: Velocities over which a line is summed, km/s.
+        shape: (height, width) in pixels of the survey; the sky is padded to twice that.
+        domain: For headers.
 
     Returns:
-        (height, width) dirty map without noise, Jy/beam; (height, width) with noise; (height, width) dirty beam, with
-        its peak at (height // 2, width // 2); and the noise's rms, Jy/beam.
+        Dirty maps without and with noise, and its σ, in Jy/beam (or Jy/beam km/s) of the dirty beam. ``BMAJ`` and
+        ``BMIN`` are the diameter of the circle with the area over which the dirty beam is above ½.
+
+    Raises:
+        ObservationError: As :func:`skyshift.datasets.radio.observe_radio`, :func:`uv_tracks` and :func:`uv_coverage`.
     """
-    sky = check_map(sky, "sky")
-    if not (np.isfinite(rms) and rms >= 0.0):
-        raise ObservationError(f"noise of {rms} Jy/beam is none")
-    height, width = sky.shape
-    coverage = uv_coverage(uv, (2 * height, 2 * width), pixel_arcsec, weighting, taper_arcsec)
-    clean = coverage.image(np.pad(sky, ((0, height), (0, width))))[:height, :width]
-    sigma = rms * coverage.noise_factor()
+    arriving = arrive(values, unit, side_kpc, survey, Placement(redshift), width_kms, shape, direction)
+    telescope, flux = arriving.survey, arriving.flux
+    antennas = antenna_layout(layout or telescope.layout)
+    uv = uv_tracks(antennas, telescope.latitude_deg, direction[1], arriving.frequency_hz, hours)
+    height, width = flux.shape
+    coverage = uv_coverage(uv, (2 * height, 2 * width), telescope.pixel_arcsec, weighting, taper_arcsec)
+    # The noise of the survey is that of all its baselines; those beyond the grid are left out.
+    used = float(np.sqrt(2.0 * len(uv) / coverage.counts.sum()))
+    sigma = arriving.noise * used * coverage.noise_factor()
+    clean = coverage.image(np.pad(flux, ((0, height), (0, width))))[:height, :width]
     noisy = clean + sigma * coverage.noise(seed)[:height, :width]
-    rows, columns = height - height // 2, width - width // 2
-    beam = coverage.beam()[rows : rows + height, columns : columns + width]
-    return clean, noisy, beam, sigma
+    above = coverage.beam() > 0.5
+    core, _ = label(above)
+    across = 2.0 * np.sqrt((core == core[height, width]).sum() / np.pi) * telescope.pixel_arcsec
+    cards = beam_cards(across, across, 0.0) | {"BTYPE": "dirty", "WEIGHTS": weighting, "HOURS": hours}
+    return Observation(
+        clean.astype(np.float32),
+        noisy.astype(np.float32),
+        np.full(flux.shape, sigma, np.float32),
+        arriving.unit,
+        telescope.pixel_arcsec,
+        domain or arriving.domain,
+        telescope.name,
+        arriving.redshift,
+        seed,
+        arriving.header | cards,
+    )
