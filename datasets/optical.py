@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from skyshift.datasets.beams import gaussian_kernel, image_kernel, kernel_fwhm, moffat_kernel
 from skyshift.datasets.observation import Observation, ObservationError
-from skyshift.datasets.resampling import convolve, rebin
+from skyshift.datasets.resampling import convolve, covering_shape, rebin
 from skyshift.datasets.sky import Placement, wcs_header
 from skyshift.datasets.surveys import Band, OpticalSurvey, optical_survey
 from skyshift.naming import unknown
@@ -47,7 +47,7 @@ SOLAR_AB: Mapping[str, float] = {"u": 6.39, "g": 5.11, "r": 4.65, "i": 4.53, "z"
 """Absolute AB magnitude of the Sun in the SDSS bands (Willmer 2018, table 3)."""
 
 _FWHM_PIXELS = 3.0
-"""Pixels that a profile's FWHM must span to be sampled at their centres: what is aliased is below 1e-3 of the peak."""
+"""Pixels that a profile's FWHM must span to be sampled at their centres: what is aliased is below 2e-3 of the peak."""
 
 _FINER = 3
 """How much finer the pixels are on which the image of a star is used."""
@@ -186,8 +186,7 @@ def see(
     flux = np.asarray(flux, np.float64)
     pixel = survey.pixel_arcsec
     if psf is None:
-        n = 2 * int(np.ceil(0.5 * (_FWHM_PIXELS * pixel / found.fwhm_arcsec - 1.0))) + 1
-        n = max(1, n)
+        n = max(1, 2 * int(np.ceil(0.5 * (_FWHM_PIXELS * pixel / found.fwhm_arcsec - 1.0))) + 1)
         kernel = _star(found, found.fwhm_arcsec, pixel / n, sampled=True)
         middle = False
     else:
@@ -195,7 +194,7 @@ def see(
         n, middle = _FINER, star_pixel > 0.99 * pixel
         kernel = image_kernel(psf, star_pixel, pixel / n)
     if shape is None:
-        shape = rebin(np.zeros(flux.shape[-2:]), pixel_arcsec, pixel).shape
+        shape = covering_shape(flux.shape, pixel_arcsec, pixel)
     fine = convolve(rebin(flux, pixel_arcsec, pixel / n, (n * shape[0], n * shape[1])), kernel)
     if middle:
         return np.asarray(fine[..., n // 2 :: n, n // 2 :: n] * n**2)
@@ -325,6 +324,7 @@ def observe_optical(
         "EXPTIME": found.exposure_s,
         "GAIN": electrons_per_nanomaggy(found),
         "PSFFWHM": width,
+        "SIDEKPC": placement.kpc(clean.shape[1] * pixel),
     }
     return Observation(
         clean.astype(np.float32),

@@ -56,6 +56,13 @@ def _overlap(pixels_in: int, pixel_in: float, pixels_out: int, pixel_out: float)
     return np.maximum(upper - lower, 0.0) / pixel_in
 
 
+def covering_shape(shape: tuple[int, ...], from_pixel: float, to_pixel: float) -> tuple[int, int]:
+    """(height, width) of the smallest grid of ``to_pixel`` that covers maps of ``shape`` (…, height, width)."""
+    # The tolerance keeps an exact ratio, such as 64 pixels of 0.3 to pixels of 0.6, from growing by a pixel.
+    height, width = (max(1, int(np.ceil(side * from_pixel / to_pixel - 1e-9))) for side in shape[-2:])
+    return height, width
+
+
 def rebin(
     maps: NDArray[Any],
     from_pixel: float,
@@ -86,11 +93,7 @@ def rebin(
         raise ResamplingError(f"rebinning conserves 'flux' or 'surface_brightness', not '{conserve}'")
     height, width = maps.shape[-2:]
     if shape is None:
-        # The tolerance keeps an exact ratio, such as 64 pixels of 0.3 to pixels of 0.6, from growing by a pixel.
-        shape = (
-            max(1, int(np.ceil(height * from_pixel / to_pixel - 1e-9))),
-            max(1, int(np.ceil(width * from_pixel / to_pixel - 1e-9))),
-        )
+        shape = covering_shape((height, width), from_pixel, to_pixel)
     if min(shape) < 1:
         raise ResamplingError(f"cannot rebin to {shape[0]} × {shape[1]} pixels; give at least one a side")
     if from_pixel == to_pixel and tuple(shape) == (height, width):
