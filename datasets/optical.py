@@ -171,7 +171,8 @@ def see(
         survey: Its name, or the survey itself.
         band: One of its bands.
         shape: (height, width) of the output, about the same centre; by default what covers the input.
-        psf: (height, width) image of a point source to use instead of the survey's.
+        psf: (height, width) image of a point source to use instead of the survey's; two pixels or more a FWHM, since
+            what lies between its pixels is interpolated.
         psf_pixel_arcsec: Side of its pixels; by default the survey's.
 
     Returns:

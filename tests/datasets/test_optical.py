@@ -107,6 +107,8 @@ def test_chain_against_galsim(name, band, pixel):
     # Our Moffat is cut where 0.999 of it is inside and holds all the light there; and what is aliased at three pixels
     # a FWHM.
     np.testing.assert_allclose(ours, theirs, atol=2e-3 * theirs.max())
+    if pixel > 0.5 * found.fwhm_arcsec:
+        return  # an image of a star on such pixels does not say how it looks between them
     # The same from an image of the star; the finer pixel on which it is used widens it by a² / 12.
     star = moffat.drawImage(nx=61, ny=61, scale=pixel, dtype=float).array
     ours = see(fine, pixel / 8, survey, band, psf=star)
