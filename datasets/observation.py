@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from skyshift import __version__
 from skyshift.datasets.maps import MapError, Maps
 from skyshift.files import write_whole
+from skyshift.plots import Panel
 
 LAYERS = ("clean", "noisy", "sigma")
 
@@ -78,19 +79,28 @@ class Observation:
         major, minor = (3600.0 * float(self.header[key]) for key in ("BMAJ", "BMIN"))
         return major, minor, float(self.header.get("BPA", 0.0))
 
+    @property
+    def side_kpc(self) -> float | None:
+        """Width of the map at the galaxy, physical kpc; ``None`` where the header does not say (``SIDEKPC``)."""
+        return float(self.header["SIDEKPC"]) if "SIDEKPC" in self.header else None
+
+    def panels(self) -> list[Panel]:
+        """Clean, noisy and σ maps as panels of :func:`skyshift.plots.map_figure`; the first two share a stretch."""
+        return [
+            Panel(getattr(self, name), title, self.unit, "inferno", self.side_kpc, stretch)
+            for name, title, stretch in (("clean", "clean", "map"), ("noisy", "noisy", "map"), ("sigma", "σ", "sigma"))
+        ]
+
     def maps(self) -> dict[str, Maps]:
         """The three layers as maps of the domains ``<domain>_clean``, ``_noisy`` and ``_sigma``."""
         where = f"mock {self.survey} observation, seed {self.seed}"
         where += "" if self.redshift is None else f", redshift {self.redshift:g}"
+        side = None if self.side_kpc is None else np.array([self.side_kpc])
+        cards = {key: value for key, value in self.header.items() if key != "SIDEKPC"}
         return {
-            f"{self.domain}_{name}": Maps(
-                getattr(self, name)[None],
-                f"{self.domain}_{name}",
-                self.unit,
-                header=dict(self.header),
-                provenance=where,
-            )
-            for name in LAYERS
+            name: Maps(getattr(self, layer)[None], name, self.unit, side, header=cards, provenance=where)
+            for layer in LAYERS
+            for name in [f"{self.domain}_{layer}"]
         }
 
     def write(self, path: str | Path) -> Path:

@@ -248,10 +248,10 @@ def arrive(
     flux = rebin(sky, place.arcsec(side_kpc) / sky.shape[1], telescope.pixel_arcsec, shape)
     header = dict(wcs_header((flux.shape[0], flux.shape[1]), telescope.pixel_arcsec, *direction))
     header |= {"FREQ": frequency, "TELESCOP": telescope.title, "EXPTIME": telescope.time_s}
+    header |= {"SIDEKPC": place.kpc(flux.shape[1] * telescope.pixel_arcsec)}
     if line:
         header |= {"RESTFRQ": HI_FREQUENCY, "VELWIDTH": width_kms, "CHANWID": telescope.bandwidth_hz}
-    flux = np.asarray(flux, np.float64)
-    return Arrival(flux, line, frequency, noise, telescope, place.redshift, header)
+    return Arrival(np.asarray(flux, np.float64), line, frequency, noise, telescope, place.redshift, header)
 
 
 def beam_cards(major: float, minor: float, angle: float) -> dict[str, float]:

@@ -11,6 +11,8 @@ from astropy.wcs import WCS
 from skyshift.datasets.formats import read_maps
 from skyshift.datasets.observation import Observation, ObservationError, read_observation
 from skyshift.datasets.radio import in_kelvin, observe_radio
+from skyshift.datasets.sky import Placement
+from skyshift.plots import map_figure
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,22 @@ def test_the_projects_reader_opens_it(observation, tmp_path):
     assert list(again) == list(found)
     assert "meerkat" in again["hi_noisy"].provenance
     assert "seed 7" in again["hi_noisy"].provenance
+    # 64 pixels of 3 arcsec
+    side = Placement(0.02).kpc(192.0)
+    assert observation.side_kpc == pytest.approx(side)
+    assert again["hi_noisy"].side[0] == found["hi_noisy"].side[0] == pytest.approx(side)
+
+
+def test_panels_draw():
+    """Clean and noisy on one stretch, σ on its own, axes in kpc."""
+    y, x = np.mgrid[:48, :48] - 23.5
+    disc = 2e7 * np.exp(-np.hypot(x, y / 0.6) / 8)
+    seen = [observe_radio(disc, "Msun / kpc2", 60.0, s, 0.02, seed=1) for s in ("meerkat", "ska_mid_aa4")]
+    rows = [image.panels() for image in seen]
+    assert [panel.stretch for panel in rows[0]] == ["map", "map", "sigma"]
+    figure = map_figure(rows, ["MeerKAT", "SKA-Mid"])
+    assert figure.axes[0].get_images()[0].get_clim() == figure.axes[1].get_images()[0].get_clim()
+    figure.canvas.draw()
 
 
 def test_round_trip(observation, tmp_path):
