@@ -263,7 +263,8 @@ def observe_store(config: ObserveConfig, *, progress: bool = True) -> MapStore:
         rows = made.shard_rows(shard)
         own = [record for record in records if record.view in rows]
         views = [view_layers(record) for record in own]
-        maps = {name: np.concatenate([view[name].values for view in views]) for name in made.domains}
+        none = np.zeros((0, config.pixels, config.pixels), np.float32)
+        maps = {name: np.concatenate([none, *(view[name].values for view in views)]) for name in made.domains}
         made.write_shard(shard, maps, [_observed(config, r, field_arcsec, v) for r, v in zip(own, views, strict=True)])
     return made
 
