@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from skyshift.datasets import store as store_module
 from skyshift.datasets.build import build_store
 from skyshift.datasets.shards import BuildConfig, FieldOfView
 from skyshift.datasets.sources import SnapshotSource
@@ -207,7 +206,7 @@ def test_the_part_is_written_last(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.pq, "write_table", fail)
+        patch.setattr(pq, "write_table", fail)
         with pytest.raises(KeyboardInterrupt):
             fill(store, maps, range(1, 2))
     np.testing.assert_array_equal(store.maps("gas", range(4, 8)), maps["gas"][4:8])
@@ -247,12 +246,12 @@ def test_a_lost_file_of_maps_is_seen(tmp_path, empty):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from skyshift.datasets import store
+import pyarrow.parquet as pq
 from skyshift.datasets.build import build_store
 from skyshift.datasets.shards import BuildConfig, FieldOfView
 from skyshift.datasets.sources import SnapshotSource
 simulation, path, when, where = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-write, calls = store.pq.write_table, []
+write, calls = pq.write_table, []
 def write_table(table, side):
     calls.append(side)
     if len(calls) == when:
@@ -262,7 +261,7 @@ def write_table(table, side):
             Path(side).write_bytes(content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     write(table, side)
-store.pq.write_table = write_table
+pq.write_table = write_table
 source = SnapshotSource(simulation + "/output", 99, minimum_particles={"gas": 10, "dm": 10, "stars": 10})
 build_store(BuildConfig(source, path, pixels=32, rotations=2, field_of_view=FieldOfView(4.0, "stars")), progress=False)
 """
