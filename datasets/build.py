@@ -34,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -44,7 +45,7 @@ from skyshift.datasets.failures import Failures
 from skyshift.datasets.shards import BuildConfig, Outcome, build_shard
 from skyshift.datasets.sources import GalaxySource, Item, SyntheticSource
 from skyshift.datasets.store import MapStore, StoreError, shard_size
-from skyshift.files import location, reaching, remove_tree, write_json
+from skyshift.files import has_file, location, reaching, remove_tree, write_json
 
 DEFAULT_CONFIG = "datasets/synthetic.yaml"
 
@@ -54,7 +55,7 @@ POLL = 1.0
 
 def _is_store(path: str) -> bool:
     with reaching(location(path)):
-        return (location(path) / "zarr.json").is_file()
+        return has_file(location(path) / "zarr.json")
 
 
 def _open_or_create(config: BuildConfig, items: Sequence[Item]) -> MapStore:
@@ -103,6 +104,8 @@ def build_store(config: BuildConfig, *, progress: bool = True) -> MapStore:
             does not answer.
         StoreError: The store at that path is another one, the disk is full, or too many galaxies failed.
     """
+    if config.store.startswith("memory:") and (config.workers > 1 or config.scheduler):
+        raise StoreError(f"{config.store}: memory:// is seen by this process alone; build with --workers 1")
     if isinstance(config.source, SyntheticSource):
         config.source.prepare(config.workers)
     items = config.source.items()
@@ -132,7 +135,7 @@ def build_store(config: BuildConfig, *, progress: bool = True) -> MapStore:
     failures.write()
     failures.tell()
     manifest = store.manifest()
-    if not (store.path / "manifest.json").is_file() or todo:
+    if not has_file(store.path / "manifest.json") or todo:
         write_json(store.path / "manifest.json", manifest)
     return store
 
@@ -191,8 +194,8 @@ def _on_workers(
 
     from skyshift.datasets.cluster import connect
 
-    if config.scheduler and not config.store.startswith("memory:"):
-        config = replace(config, store=str(location(config.store).absolute()))
+    if config.scheduler and isinstance(location(config.store), Path):
+        config = replace(config, store=str(Path(config.store).absolute()))  # workers may stand elsewhere
     elsewhere, killed, cut_off = [], [], 0
     with connect(config.scheduler, min(config.workers, len(todo)), config.retries) as client:
         futures = {

@@ -1,7 +1,6 @@
 """Workers of a build: processes of this machine, or those of a Dask scheduler.
 
-Both are ``dask.distributed``. Workers of this machine are started by spawning, have one thread each, no dashboard, and
-end with the process that started them, however that ends. One that dies is replaced.
+Both are ``dask.distributed``. Workers of this machine are started by spawning, have one thread each, and end with the process that started them, however that ends. One that dies is replaced.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ def _local(workers: int, retries: int) -> Iterator[Client]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # a free port; None would take 8787 and complain where it is taken
             memory_limit=0,
             local_directory=scratch,
             silence_logs=logging.CRITICAL + 1,

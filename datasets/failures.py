@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from skyshift.datasets.store import Failure, MapStore, StoreError
-from skyshift.files import write_json
+from skyshift.files import has_file, write_json
 
 SHOWN = 5
 """Failures that are printed."""
@@ -39,7 +39,7 @@ class Failures:
             if part.failures:
                 self._found[shard] = part.failures
         self._time: dict[tuple[int, str], str] = {}
-        if self.path.is_file():
+        if has_file(self.path):
             entries = json.loads(self.path.read_text(encoding="utf-8"))
             self._time = {(entry["galaxy"], entry["message"]): entry["time"] for entry in entries}
 

@@ -31,7 +31,7 @@ from upath import UPath
 
 from skyshift.datasets.catalogue import Failure, Part, ViewRecord, hash_json, hash_maps, read_catalogue, read_part
 from skyshift.errors import SkyshiftError
-from skyshift.files import Location, flush, location, patiently, reaching, write_folder_whole
+from skyshift.files import Location, flush, has_file, location, patiently, reaching, write_folder_whole
 from skyshift.naming import unknown
 
 __all__ = ["FORMAT", "LARGEST_SHARD", "Failure", "MapStore", "StoreError", "ViewRecord", "shard_size"]
@@ -89,9 +89,9 @@ class MapStore:
     def __init__(self, path: str | Location) -> None:
         self.path: Location = location(path)
         with reaching(self.path):
-            if not (self.path / "zarr.json").is_file():
+            if not has_file(self.path / "zarr.json"):
                 raise StoreError(f"{self.path} is no map store; build one with datasets/build.py")
-            self._group = zarr.open_group(_zarr_place(self.path), mode="r+")
+            self._group = zarr.open_group(_zarr_place(self.path), mode="r+", zarr_format=3)
         attributes: dict[str, Any] = dict(self._group.attrs)
         if "skyshift_format" not in attributes:
             raise StoreError(f"{self.path} is a Zarr group, but not one that skyshift wrote")
@@ -108,6 +108,7 @@ class MapStore:
         self.shard_views: int = meta["shard_views"]
         self.labels: tuple[str, ...] = tuple(meta["labels"])
         self.plan: dict[str, Any] = meta["plan"]
+        self._arrays: dict[str, zarr.Array] = {}
         self._catalogue: Table | None = None
         self._fingerprint: str | None = None
 
@@ -195,11 +196,11 @@ class MapStore:
 
     def is_done(self, shard: int) -> bool:
         """Whether a shard is whole: its catalogue part is there, and so are the maps that it speaks of."""
-        return self._part(shard).is_file() and all(self._file(name, shard).is_file() for name in self.units)
+        return has_file(self._part(shard)) and all(has_file(self._file(name, shard)) for name in self.units)
 
     def is_pending(self, shard: int) -> bool:
         """Whether a shard is built but for galaxies that failed, and the build has yet to accept that."""
-        return self._pending(shard).is_file() and all(self._file(name, shard).is_file() for name in self.units)
+        return has_file(self._pending(shard)) and all(has_file(self._file(name, shard)) for name in self.units)
 
     def done_shards(self) -> list[int]:
         """The shards that are whole."""
@@ -334,10 +335,13 @@ class MapStore:
             self._pending(shard).unlink(missing_ok=True)
 
     def _array(self, domain: str) -> zarr.Array:
-        array = self._group[f"maps/{domain}"]
-        if not isinstance(array, zarr.Array):
-            raise StoreError(f"{self.path}: maps/{domain} is no array")
-        return array
+        if domain not in self._arrays:
+            with reaching(self.path):
+                array = self._group[f"maps/{domain}"]
+            if not isinstance(array, zarr.Array):
+                raise StoreError(f"{self.path}: maps/{domain} is no array")
+            self._arrays[domain] = array
+        return self._arrays[domain]
 
     def maps(self, domain: str, views: Sequence[int] | NDArray[np.integer] | None = None) -> NDArray[np.float32]:
         """Maps of one domain.
@@ -383,7 +387,7 @@ class MapStore:
         return self._read_part(shard)[0]
 
     def _read_part(self, shard: int) -> tuple[Part, str]:
-        path = self._part(shard) if self._part(shard).is_file() else self._pending(shard)
+        path = self._part(shard) if has_file(self._part(shard)) else self._pending(shard)
         try:
             with reaching(self.path):
                 return read_part(path)

@@ -111,6 +111,16 @@ def patiently(act: Callable[[], Result], attempts: int = 3, wait: float = 0.2) -
     raise AssertionError("at least one attempt is made")
 
 
+def has_file(path: Location) -> bool:
+    """Whether there is such a file. Unlike ``is_file``, object storage that does not answer is an error, not a no."""
+    if isinstance(path, Path):
+        return path.is_file()
+    try:
+        return bool(path.fs.info(path.path)["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
 def remove_tree(path: Location) -> None:
     """Remove a folder and all that is in it; one that is not there is none the less removed."""
     if isinstance(path, Path):

@@ -5,9 +5,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -17,7 +19,7 @@ from skyshift.datasets import cluster as cluster_module
 from skyshift.datasets.build import build_store, main
 from skyshift.datasets.claims import SILENCE, Claims, new_builder
 from skyshift.datasets.shards import BuildConfig, FieldOfView
-from skyshift.datasets.sources import SnapshotSource
+from skyshift.datasets.sources import CutoutSource, SnapshotSource
 from skyshift.datasets.store import MapStore
 from skyshift.files import write_json
 
@@ -106,9 +108,7 @@ def test_a_killed_builder_takes_its_workers_along_and_the_next_goes_on(
     assert not any(worker.is_running() for worker in workers), "no orphans"
     kept = {p: p.stat().st_mtime_ns for p in store.glob("catalogue/part-*")}
     assert 1 <= len(kept) < 12
-    again = start(repository, tmp_path, **settings(tiny_simulation, store))
-    _, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
+    main(["--config", str(tmp_path / "my.yaml"), "--workers", "1"])
     assert {p: p.stat().st_mtime_ns for p in kept} == kept, "what was done is not done again"
     rebuilt = files_of(store)
     assert {name: data for name, data in rebuilt.items() if ".partial" not in name} == files_of(slow_store)
@@ -159,7 +159,7 @@ def test_two_builds_at_once_share_the_work(tmp_path, tiny_simulation, slow_store
 
 def test_a_claim_lasts_as_long_as_its_builder(tmp_path):
     mine, other = (Claims(tmp_path, new_builder()) for _ in range(2))
-    with other.alive():
+    with mine.alive(), other.alive():
         assert other.take(3)
         assert mine.held_by_another(3)
         assert not mine.take(3)
@@ -167,8 +167,9 @@ def test_a_claim_lasts_as_long_as_its_builder(tmp_path):
         other.release(3)
         assert mine.take(3)
         assert not other.take(3)
-    # The signs of life ended: nothing that it claimed binds, whether it ended well, is long silent, or lost its process
-    assert mine.take(4)
+        assert other.take(5)
+    assert not (tmp_path / "claims").exists(), "the last one tidies up"
+    # What binds nobody: claims of a builder that is long silent, or of one that lost its process
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     host = socket.gethostname()
     for name, age in ((f"{host}.{dead.stdout.strip()}.x", 0.0), ("elsewhere.1.x", SILENCE + 1)):
@@ -181,14 +182,36 @@ def test_a_claim_lasts_as_long_as_its_builder(tmp_path):
     assert mine.take(7), "a claim that cannot be read is none"
 
 
-def test_workers_of_a_scheduler_build_the_same_bytes(tmp_path, tiny_simulation, slow_store, monkeypatch):
-    """A scheduler that was there before, and a store named by a relative path."""
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """A scheduler with two workers that was there before."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1") as cluster:
+        yield cluster.scheduler_address
+
+
+def test_workers_of_a_scheduler_build_the_same_bytes(tmp_path, tiny_simulation, slow_store, monkeypatch, scheduler):
+    """The store is named by a path relative to where the command runs, which is not where the workers do."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings(tiny_simulation, Path("maps.zarr"))))
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
-        main(["--config", "my.yaml", "--scheduler", cluster.scheduler_address])
+    main(["--config", "my.yaml", "--scheduler", scheduler])
     assert files_of(tmp_path / "maps.zarr") == files_of(slow_store)
+
+
+def test_workers_skip_what_one_process_skips(tmp_path, write_cutout, arrays_of_a_cutout, scheduler, capsys):
+    """The same galaxies for the same reasons, and the same bytes; the rest goes on."""
+    for number in range(6):
+        arrays = arrays_of_a_cutout(number)
+        if number == 3:
+            arrays["PartType0"]["Masses"][5] = np.nan
+        write_cutout(tmp_path / f"c{number}.hdf5", arrays, header={"CutoutID": number})
+    source, view = CutoutSource([str(tmp_path / "c*.hdf5")]), FieldOfView(2.0, "gas")
+    config = BuildConfig(source, str(tmp_path / "one.zarr"), ["gas"], 8, 2, view, max_failed_share=0.2)
+    one = build_store(config, progress=False)
+    other = build_store(replace(config, store=str(tmp_path / "two.zarr"), scheduler=scheduler), progress=False)
+    assert [failure.galaxy for failure in one.failures()] == [3]
+    assert other.failures() == one.failures()
+    assert other.fingerprint == one.fingerprint
+    assert capsys.readouterr().err.count("WARNING: 1 of 6 galaxies could not be built") == 2
 
 
 def test_a_scheduler_that_does_not_answer_is_named(capsys, tmp_path, tiny_simulation, monkeypatch):
