@@ -110,8 +110,14 @@ def build_store(config: BuildConfig, *, progress: bool = True) -> MapStore:
         config.source.prepare(config.workers)
     items = config.source.items()
     store = _open_or_create(config, items)
+    if config.verify:
+        for shard in store.verify():
+            store.forget(shard)
     failures = Failures(store, len(items), config.max_failed_share)
-    _forget_what_is_to_be_built_again(config, store, failures)
+    if config.retry_failed or failures.too_many:  # a build that was refused is tried again
+        for shard in failures.shards:
+            store.forget(shard)
+            failures.forget(shard)
     todo = sorted(set(range(store.shards)) - set(store.done_shards()) - set(store.pending_shards()))
     done = store.views - sum(len(store.shard_rows(shard)) for shard in todo)
     bar = tqdm(
@@ -138,15 +144,6 @@ def build_store(config: BuildConfig, *, progress: bool = True) -> MapStore:
     if not has_file(store.path / "manifest.json") or todo:
         write_json(store.path / "manifest.json", manifest)
     return store
-
-
-def _forget_what_is_to_be_built_again(config: BuildConfig, store: MapStore, failures: Failures) -> None:
-    again = set(store.verify()) if config.verify else set()
-    if config.retry_failed or failures.too_many:  # a build that was refused is tried again
-        again |= set(failures.shards)
-    for shard in again:
-        store.forget(shard)
-        failures.forget(shard)
 
 
 def _build(

@@ -1,6 +1,7 @@
 """Workers of a build: processes of this machine, or those of a Dask scheduler.
 
-Both are ``dask.distributed``. Workers of this machine are started by spawning, have one thread each, and end with the process that started them, however that ends. One that dies is replaced.
+Both are ``dask.distributed``. Workers of this machine are started by spawning, have one thread each, and end with the
+process that started them, however that ends. One that dies is replaced.
 """
 
 import contextlib

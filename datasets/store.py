@@ -18,7 +18,7 @@ catalogue is the list of what there is; ``maps`` refuses views that are not in i
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -359,17 +359,29 @@ class MapStore:
         self.require_domains([domain])
         array = self._array(domain)
         if views is None:
-            maps = np.asarray(array[:], np.float32)
+            maps = self._decode(domain, lambda: array[:])
             there = ~np.isnan(maps[:, 0, 0])
             return maps if there.all() else maps[there]
         rows: NDArray[np.int64] = np.asarray(views, np.int64)
         if not len(rows):
             return np.zeros((0, self.pixels, self.pixels), np.float32)
-        maps = np.asarray(array.oindex[rows], np.float32)
+        maps = self._decode(domain, lambda: array.oindex[rows])
         missing = np.isnan(maps[:, 0, 0])
         if missing.any():
             raise StoreError(self._why_missing(int(rows[np.argmax(missing)])))
         return maps
+
+    def _decode(self, domain: str, read: Callable[[], Any]) -> NDArray[np.float32]:
+        try:
+            with reaching(self.path):
+                return np.asarray(read(), np.float32)
+        except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, SkyshiftError):
+                raise
+            raise StoreError(
+                f"{self.path}: the maps of {domain} cannot be read ({error}); run the build again with --verify true, "
+                "which finds damaged shards and builds them anew"
+            ) from error
 
     def _why_missing(self, view: int) -> str:
         for failure in self.failures():

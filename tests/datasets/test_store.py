@@ -479,7 +479,7 @@ def test_a_fingerprint_is_of_the_content(tmp_path):
 
 @pytest.mark.parametrize("where", ["maps/hi/c/7/0/0", "catalogue/part-00007.parquet"])
 def test_a_flipped_bit_is_found_and_built_again(tmp_path, tiny_simulation, tiny_store, where):
-    """In a map or in a row, in each of several bytes: the shard is named, and ``verify`` builds that one alone again."""
+    """In a map or in a row, wherever it is: the shard is named, and ``verify`` builds that one alone again."""
     path = tmp_path / "maps.zarr"
     shutil.copytree(tiny_store, path)
     assert MapStore(path).verify() == {}
@@ -499,6 +499,9 @@ def test_a_flipped_bit_is_found_and_built_again(tmp_path, tiny_simulation, tiny_
     spoilt[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
     (path / where).write_bytes(spoilt)
     assert set(MapStore(path).verify()) == {7}
+    if where.startswith("maps"):
+        with pytest.raises(StoreError, match=r"the maps of hi cannot be read .*run the build again with --verify true"):
+            MapStore(path).maps("hi", [14, 15])
     before = {p: p.stat().st_mtime_ns for p in path.rglob("part-*") if "00007" not in p.name}
     build_store(config(tiny_simulation, path, verify=True), progress=False)
     assert files_of(path) == files_of(tiny_store)
