@@ -29,10 +29,13 @@ FIELD_UNITS: dict[str, str] = {
     "magnetic_field": "G",
     "metallicity": "",
     "neutral_fraction": "",
+    "hydrogen_fraction": "",
     "sfr": "Msun / yr",
     "formation_scale_factor": "",
+    "photometry": "mag",
 }
-"""Unit of every field, as astropy writes it. Metallicity is a mass fraction, not in solar units."""
+"""Unit of every field, as astropy writes it. Metallicity and hydrogen fraction are mass fractions (not solar units);
+photometry is (n, 8), the absolute magnitudes of a star particle in U, B, V, K (Vega) and g, r, i, z (AB)."""
 
 
 class GalaxyError(SkyshiftError):
@@ -136,6 +139,12 @@ class Galaxy:
                     f"index {int(np.argmax(bad))} ({self.provenance}). The file is damaged or the field is not "
                     "what it is called; read the galaxy again or leave it out."
                 )
+        if (empty := int(np.count_nonzero(particles.mass == 0))) > 0:
+            raise GalaxyError(
+                f"{self.name}: zero 'mass' in {empty} of {n} {kind} particles, first at index "
+                f"{int(np.argmax(particles.mass == 0))} ({self.provenance}). The file has holes, as a download leaves "
+                "that broke off; read it again or leave it out."
+            )
         for name in ("mass", "density", "support"):  # a support may follow from the density
             if name in named and (named[name] < 0).any():
                 index = int(np.argmin(named[name]))

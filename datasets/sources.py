@@ -7,7 +7,7 @@ one item at a time. A new simulation is one subclass.
 import abc
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,13 +19,12 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from skyshift.datasets.galaxy import PARTICLE_TYPES, Galaxy
-from skyshift.datasets.smoothing import cell_radius
+from skyshift.datasets.smoothing import cell_radius, with_support
 from skyshift.datasets.synthetic import PARAMETERS, SyntheticSimulation, write_simulation
 from skyshift.datasets.tng import Box, Snapshot, read_cutout, read_cutout_header
+from skyshift.datasets.tng_files import Need
 from skyshift.datasets.tng_units import SnapshotError
 from skyshift.naming import unknown
-
-Need = Mapping[str, Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,23 @@ class GalaxySource(abc.ABC):
             SnapshotError: It cannot be read.
             GalaxyError: Its particles are not physical.
         """
+
+    def stream(self, number: int, need: Need, particles: int) -> Iterator[Galaxy]:
+        """The same galaxy in pieces, each with some of its particles and kernel supports, for those too large to hold.
+
+        Args:
+            number: As for :meth:`read`.
+            need: As for :meth:`read`.
+            particles: A piece holds at most so many. A source that reads its galaxies whole yields one piece.
+
+        Raises:
+            SnapshotError: It cannot be read, or not in pieces.
+            GalaxyError: Its particles are not physical.
+        """
+        galaxy = self.read(number, need)
+        for kind in need:
+            galaxy = with_support(galaxy, kind)
+        yield galaxy
 
     def labels(self) -> tuple[str, ...]:
         """Names of the classes, empty where there are none."""
@@ -149,6 +165,10 @@ class SnapshotSource(GalaxySource):
     def read(self, number: int, need: Need) -> Galaxy:
         """One subhalo."""
         return self._open().galaxy(number, need=need)
+
+    def stream(self, number: int, need: Need, particles: int) -> Iterator[Galaxy]:
+        """One subhalo piece by piece, through the offsets; memory grows with ``particles`` alone."""
+        return self._open().stream(number, need, particles)
 
     def labels(self) -> tuple[str, ...]:
         """Classes of the catalogue."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from skyshift.datasets.smoothing import NEIGHBOURS, neighbour_distance
 from skyshift.datasets.toy_gas import gas_state, gradient, oxygen_metallicity
+from skyshift.datasets.toy_light import magnitudes
 from skyshift.datasets.toy_recipes import (
     GRAVITY,
     HOT_HALO_EXTENT,
@@ -276,8 +277,8 @@ class ToyGalaxy:
 
     Every kind has ``position`` (n, 3) kpc and ``velocity`` (n, 3) km/s relative to the galaxy, and ``mass``
     (n,) Msun; gas further has the fields of :func:`~skyshift.datasets.toy_gas.gas_state`; stars
-    ``initial_mass`` Msun, ``age`` in Gyr (negative for wind particles), ``metallicity``, ``support`` kpc;
-    dark matter ``support`` kpc.
+    ``initial_mass`` Msun, ``age`` in Gyr (negative for wind particles), ``metallicity``, ``photometry`` (n, 8)
+    magnitudes, ``support`` kpc; dark matter ``support`` kpc.
     """
 
     recipe: Recipe
@@ -336,6 +337,7 @@ def build_galaxy(
         "metallicity": np.clip(10.0 ** (metals + rng.normal(0.0, 0.1, stars)), 1e-5, 0.06),
     }
     type4 = {name: np.concatenate([value, wind[name]]) for name, value in born.items()}
+    type4["photometry"] = magnitudes(type4["age"], type4["metallicity"], type4["initial_mass"])
     for kind, held in (("stars", type4), ("dm", parts["dm"])):
         held["support"] = neighbour_distance(held["position"], NEIGHBOURS[kind])
     hole = {"position": np.zeros((1, 3)), "velocity": np.zeros((1, 3)), "mass": np.array([recipe.black_hole])}

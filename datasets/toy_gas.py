@@ -29,6 +29,7 @@ from scipy.spatial import cKDTree
 
 from skyshift.datasets.hydrogen import (
     HYDROGEN_FRACTION,
+    SOLAR_METALLICITY,
     hydrogen_density,
     rahmati_neutral_fraction,
     temperature,
@@ -41,7 +42,6 @@ STAR_FORMATION_TIME = 2.27e9  # yr at the threshold
 COLD_LIMIT = 1e5  # K, above which no cell forms stars
 NEIGHBOURS = 16
 DENSEST = 1e10  # Msun / kpc³, 300 hydrogen nuclei per cm³; beyond it the nearest neighbours are chance
-SOLAR_METALLICITY = 0.0127
 _HELIUM = (1.0 - HYDROGEN_FRACTION) / (4.0 * HYDROGEN_FRACTION)  # nuclei per hydrogen nucleus
 
 
