@@ -117,8 +117,8 @@ def page(timings: Timings, galaxies: int, config: BuildConfig, claims: list[Clai
             "# Builds: galaxies per second, and workers that die",
             "",
             f"`python benchmarks/build.py` on {machine()}: {galaxies} toy galaxies of about 50,000 particles, "
-            f"{config.rotations} rotations, {len(config.domains)} domains, {config.pixels} pixels a side. Builds by one "
-            "and two workers alternated on clusters that were running; medians.",
+            f"{config.rotations} rotations, {len(config.domains)} domains, {config.pixels} pixels a side. Builds by "
+            "one and two workers alternated on clusters that were running; medians.",
             "",
             "| | seconds | galaxies/s | maps/s |",
             "|---|---|---|---|",

@@ -6,8 +6,8 @@ its reason and left out, and the rest of the shard is built as if it had never b
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyshift.datasets import domains
 from skyshift.datasets.claims import Claims
-from skyshift.datasets.domains import Recipes, View, make_maps, needed_fields
+from skyshift.datasets.domains import MapMaker, Recipes, View, load_domains, needed_fields
 from skyshift.datasets.galaxy import Galaxy, GalaxyError
 from skyshift.datasets.projection import random_rotations
-from skyshift.datasets.smoothing import NEIGHBOURS, Search, SupportCache, with_support
+from skyshift.datasets.smoothing import SupportCache, keeping
 from skyshift.datasets.sources import GalaxySource, Item, RegionSource
 from skyshift.datasets.store import Failure, MapStore, ViewRecord
 from skyshift.errors import SkyshiftError
@@ -126,7 +125,7 @@ class BuildConfig:
         if not self.domains:
             raise SkyshiftError("domains is empty; name at least one")
         self.load_domains()
-        needed_fields(self.domains)
+        needed_fields(self.domains, self.recipes)
         if isinstance(self.source, RegionSource) and not self.field_of_view.kpc:
             # A region has no size of its own: the map shows the cube for which its sphere was cut out.
             self.field_of_view = FieldOfView(kpc=self.source.side, depth=self.source.side)
@@ -134,10 +133,10 @@ class BuildConfig:
     def load_domains(self) -> None:
         """Make the domains of ``domain_files`` known in this process."""
         if self.domain_files:
-            domains.load_domains(self.domain_files)  # type: ignore[attr-defined]
+            load_domains(self.domain_files)
 
-    def search(self) -> Search:
-        """How kernel supports are found where the files give none."""
+    def supports(self) -> SupportCache:
+        """What keeps kernel supports that the files do not give."""
         if self.smoothing == "none":
             return SupportCache(None, self.threads)
         beside = location(self.store).parent / "smoothing"
@@ -173,88 +172,13 @@ class BuildConfig:
 _DECIDE_THE_MAPS = ("domains", "pixels", "rotations", "field_of_view", "seed", "recipes")
 
 
-class _MapMaker:
-    """One view of one galaxy, fed in chunks: :func:`skyshift.datasets.domains.make_maps` on their union."""
-
-    def __init__(
-        self, names: Sequence[str], view: View, recipes: Recipes, *, threads: int = 1, device: str | None = None
-    ) -> None:
-        self.names, self.view, self.recipes = names, view, recipes
-        self.chunks: list[Galaxy] = []
-
-    def add(self, galaxy: Galaxy) -> None:
-        self.chunks.append(galaxy)
-
-    def maps(self) -> Mapping[str, NDArray[np.float32]]:
-        whole = self.chunks[0]
-        for kind in dict.fromkeys(kind for chunk in self.chunks for kind in chunk.particles):
-            parts = [chunk.particles[kind] for chunk in self.chunks if kind in chunk.particles]
-            support = None if parts[0].support is None else np.concatenate([p["support"] for p in parts])
-            joined = replace(
-                parts[0],
-                position=np.concatenate([p.position for p in parts]),
-                mass=np.concatenate([p.mass for p in parts]),
-                support=support,
-                fields={name: np.concatenate([p.fields[name] for p in parts]) for name in parts[0].fields},
-            )
-            whole = whole.with_particles(kind, joined)
-        return make_maps(whole, self.names, self.view, self.recipes)
-
-
-def _stream(source: GalaxySource, number: int, need: Mapping[str, Iterable[str]], particles: int) -> Iterator[Galaxy]:
-    yield from source.stream(number, need, particles) if hasattr(source, "stream") else [source.read(number, need)]
-
-
-def _whole_support(config: BuildConfig, number: int, kind: str) -> NDArray[np.float64]:
-    """Supports of all particles of one kind of a galaxy that is read in chunks: only its positions are held."""
-    chunks = _stream(config.source, number, {kind: ()}, config.chunk_particles)
-    positions = [chunk.particles[kind].position for chunk in chunks if kind in chunk.particles]
-    return config.search()(np.concatenate(positions), NEIGHBOURS[kind])
-
-
-def read_chunks(config: BuildConfig, number: int) -> Iterator[Galaxy]:
-    """One galaxy in chunks of at most ``chunk_particles``, with kernel supports.
-
-    Args:
-        config: What to build.
-        number: Of the galaxy in the source.
-
-    Raises:
-        SnapshotError: It cannot be read.
-        GalaxyError: Its particles are not physical, or some kind is absent.
-    """
-    need = needed_fields(config.domains)
-    stream = _stream(config.source, number, need, config.chunk_particles)
-    first, second = next(stream), next(stream, None)
-    if second is None:
-        for kind in need:
-            first = with_support(first, kind, config.search())
-        yield first
-        return
-    found: dict[str, NDArray[np.float64]] = {}
-    used = dict.fromkeys(need, 0)
-    for galaxy in chain([first, second], stream):
-        chunk = galaxy
-        for kind, particles in galaxy.particles.items():
-            if particles.support is None:
-                if kind not in found:
-                    found[kind] = _whole_support(config, number, kind)
-                part = found[kind][used[kind] : used[kind] + len(particles)]
-                chunk = chunk.with_particles(kind, replace(particles, support=part))
-            used[kind] = used.get(kind, 0) + len(particles)
-        yield chunk
-    for kind in need:
-        if not used[kind]:
-            first.require(kind)
-
-
 def views_of(
     chunks: Iterable[Galaxy], item: Item, config: BuildConfig, first_view: int
 ) -> tuple[list[Mapping[str, NDArray[np.float32]]], list[ViewRecord]]:
     """Project one galaxy in all its rotations, in one pass over its particles.
 
     Args:
-        chunks: The galaxy with the fields that the domains need, whole or in chunks.
+        chunks: The galaxy with the fields that the domains need and kernel supports, whole or in chunks.
         item: Its entry in the source.
         config: What to build.
         first_view: Row of its first view in the store.
@@ -268,7 +192,7 @@ def views_of(
     depth = config.field_of_view.depth or None
     rotations = random_rotations(config.rotations, [config.seed, galaxy.number])
     makers = [
-        _MapMaker(
+        MapMaker(
             config.domains,
             View(rotation, side, config.pixels, depth),
             config.recipes,
@@ -280,7 +204,7 @@ def views_of(
     for chunk in chain([galaxy], chunks):
         for maker in makers:
             maker.add(chunk)
-    views = [maker.maps() for maker in makers]
+    views: list[Mapping[str, NDArray[np.float32]]] = [maker.maps() for maker in makers]
     records = [
         ViewRecord(
             view=first_view + index,
@@ -323,10 +247,15 @@ def _build_galaxy(
     config: BuildConfig, item: Item, first_view: int
 ) -> tuple[list[Mapping[str, NDArray[np.float32]]], list[ViewRecord]] | Failure:
     """The views of one galaxy, or why there are none."""
+    need = needed_fields(config.domains, config.recipes)
+
+    def build() -> tuple[list[Mapping[str, NDArray[np.float32]]], list[ViewRecord]]:
+        with keeping(config.supports()):
+            chunks = config.source.stream(item.number, need, config.chunk_particles)
+            return views_of(chunks, item, config, first_view)
+
     try:
-        return patiently(
-            lambda: views_of(read_chunks(config, item.number), item, config, first_view), config.retries + 1
-        )
+        return patiently(build, config.retries + 1)
     except Exception as error:
         if config.skip_failed:
             views = range(first_view, first_view + config.rotations)

@@ -17,7 +17,8 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,9 +33,6 @@ NEIGHBOURS: dict[str, int] = {"gas": 32, "stars": 32, "dm": 64, "wind": 32, "bla
 
 VERSION = 1
 """Of the search; raised when the same positions are to give another support."""
-
-Search = Callable[[NDArray[np.floating], int], NDArray[np.float64]]
-"""Positions (n, 3) in kpc and a number of neighbours to (n,) supports in kpc."""
 
 
 def cell_radius(mass: NDArray[np.floating], density: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -51,17 +49,23 @@ def cell_radius(mass: NDArray[np.floating], density: NDArray[np.floating]) -> ND
     return np.cbrt(3.0 * volume / (4.0 * np.pi))
 
 
-def neighbour_distance(position: NDArray[np.floating], neighbours: int, threads: int = 1) -> NDArray[np.float64]:
+def neighbour_distance(position: NDArray[np.floating], neighbours: int) -> NDArray[np.float64]:
     """Distance of every particle to its ``neighbours``-th neighbour, to the precision of float32.
+
+    Within :func:`keeping` a result that was kept is taken instead of a search.
 
     Args:
         position: (n, 3) kpc.
         neighbours: How many; reduced to n - 1 where there are fewer particles.
-        threads: Of the search.
 
     Returns:
         (n,) kpc; zeros for a lone particle.
     """
+    supports = _ACTIVE.get() or SupportCache()
+    return supports(position, neighbours)
+
+
+def _search(position: NDArray[np.floating], neighbours: int, threads: int) -> NDArray[np.float64]:
     count = min(neighbours, len(position) - 1)
     if count < 1:
         return np.zeros(len(position))
@@ -111,23 +115,31 @@ class SupportCache:
             (n,) kpc.
         """
         if self.folder is None:
-            return neighbour_distance(position, neighbours, self.threads)
+            return _search(position, neighbours, self.threads)
         path = self._file(position, neighbours)
         support = self._read(path, len(position))
         if support is None:
-            support = neighbour_distance(position, neighbours, self.threads)
+            support = _search(position, neighbours, self.threads)
             with contextlib.suppress(OSError), write_whole(path) as side:  # without it the next build searches again
                 np.savez(side, support=support.astype(np.float32))
         return support
 
 
-def with_support(galaxy: Galaxy, kind: str, search: Search = neighbour_distance) -> Galaxy:
-    """The galaxy with the kernel support of ``kind`` filled in, searched for where the file gave none.
+_ACTIVE: ContextVar[SupportCache | None] = ContextVar("supports", default=None)
 
-    Args:
-        galaxy: With particles of that kind.
-        kind: Of particle.
-        search: How; a :class:`SupportCache` remembers.
+
+@contextlib.contextmanager
+def keeping(supports: SupportCache) -> Iterator[None]:
+    """Whoever searches for supports within this block finds what was kept, and keeps what is new."""
+    token = _ACTIVE.set(supports)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def with_support(galaxy: Galaxy, kind: str) -> Galaxy:
+    """The galaxy with the kernel support of ``kind`` filled in, searched for where the file gave none.
 
     Raises:
         GalaxyError: There are no particles of that kind.
@@ -135,5 +147,5 @@ def with_support(galaxy: Galaxy, kind: str, search: Search = neighbour_distance)
     particles = galaxy.require(kind)
     if particles.support is not None:
         return galaxy
-    support = search(particles.position, NEIGHBOURS[kind])
+    support = neighbour_distance(particles.position, NEIGHBOURS[kind])
     return galaxy.with_particles(kind, replace(particles, support=support))
