@@ -219,7 +219,7 @@ def _on_workers(
     if killed:
         raise StoreError(
             f"{config.store}: shard {killed[0]} (galaxies {[item.number for item in galaxies(killed[0])]}) killed its "
-            f"worker {config.retries + 1} times, most likely for want of memory; all other shards are kept. Build with "
+            "worker each time it was tried, most likely for want of memory; all other shards are kept. Build with "
             "fewer workers or smaller chunk_particles, or leave the galaxy out"
         )
     return elsewhere

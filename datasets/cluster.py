@@ -22,6 +22,8 @@ ANSWER_WITHIN = 10.0
 def _local(workers: int, retries: int) -> Iterator[Client]:
     settings = {
         "distributed.scheduler.allowed-failures": retries,  # deaths of workers that one shard may cause
+        # One task a worker, none in waiting: a death counts against the shard that was being built, and no other.
+        "distributed.scheduler.worker-saturation": 1.0,
         "distributed.worker.multiprocessing-method": "spawn",
         # Memory is the system's business: the shares that Dask would give would pause workers at large galaxies.
         "distributed.worker.memory.terminate": False,

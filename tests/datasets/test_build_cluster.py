@@ -182,6 +182,35 @@ def test_a_claim_lasts_as_long_as_its_builder(tmp_path):
     assert mine.take(7), "a claim that cannot be read is none"
 
 
+DEADLY = """
+import os, signal
+from skyshift.datasets.domains import Domain
+
+def quantity(galaxy, recipes, view):
+    if galaxy.number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return galaxy.particles["gas"].mass
+
+DOMAINS = [Domain("deadly", "Deadly", "Msun / kpc2", "gas", quantity)]
+"""
+
+
+def test_a_shard_that_kills_its_workers_stops_no_other(repository, tmp_path, tiny_simulation):
+    """A domain of the user's own file ends the process at galaxy 3, as a lack of memory would: tried twice, named, and
+    the eleven other shards are there."""
+    (tmp_path / "my_domains.py").write_text(DEADLY)
+    values = {"domains": ["gas", "deadly"], "domain_files": [str(tmp_path / "my_domains.py")], "pixels": 8}
+    store = tmp_path / "maps.zarr"
+    changes = {**values, "rotations": 1, "workers": 2, "retries": 1}
+    build = start(repository, tmp_path, **settings(tiny_simulation, store, **changes))
+    _, errors = build.communicate(timeout=120)
+    assert build.returncode == 1
+    assert "shard 3 (galaxies [3]) killed its worker each time it was tried" in errors
+    assert "all other shards are kept" in errors
+    assert "Traceback" not in errors
+    assert MapStore(store).done_shards() == [shard for shard in range(12) if shard != 3]
+
+
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """A scheduler with two workers that was there before."""

@@ -207,3 +207,34 @@ def test_stopping_at_the_first(cutouts, tmp_path):
     corrupt = BuildConfig(source, str(tmp_path / "c.zarr"), ["gas"], 8, 1, view, skip_failed=False, retries=0)
     with pytest.raises(SkyshiftError, match=r"(c05|galaxy 0 of the source cannot be built).*"):
         build_store(corrupt, progress=False)
+
+
+FLAKY = """
+from pathlib import Path
+from skyshift.datasets.domains import Domain
+
+def quantity(galaxy, recipes, view):
+    marker = Path(__file__).with_name(f"tried{galaxy.number}")
+    if galaxy.number in (1, 3) and len(list(marker.parent.glob(marker.name + "*"))) < galaxy.number:
+        marker.with_name(marker.name + "x" * len(list(marker.parent.glob(marker.name + "*")))).touch()
+        raise OSError(5, "Input/output error")
+    return galaxy.particles["gas"].mass
+
+DOMAINS = [Domain("flaky", "Flaky", "Msun / kpc2", "gas", quantity)]
+"""
+
+
+def test_what_the_file_system_refuses_for_a_moment_is_tried_again(cutouts, tmp_path):
+    """Galaxy 1 fails once and galaxy 3 three times with an input/output error: one retry builds the first, and not the
+    second, whose error is written down. A domain file is part of what a store is."""
+    (tmp_path / "flaky.py").write_text(FLAKY)
+    source, view = CutoutSource([str(cutouts / f"c{number:02d}.hdf5") for number in (0, 1, 3, 4)]), FieldOfView(kpc=20)
+    settings = {"domain_files": [str(tmp_path / "flaky.py")], "retries": 1, "max_failed_share": 0.5}
+    config = BuildConfig(source, str(tmp_path / "m.zarr"), ["flaky"], 8, 1, view, **settings)
+    store = build_store(config, progress=False)
+    (failure,) = store.failures()
+    assert (failure.galaxy, failure.error, failure.message) == (2, "OSError", "[Errno 5] Input/output error")
+    assert store.catalogue()["galaxy"].tolist() == [0, 1, 4]
+    (tmp_path / "flaky.py").write_text(FLAKY + "\n# another recipe\n")
+    with pytest.raises(StoreError, match=r"was built with domain_files = \{'flaky.py': "):
+        build_store(config, progress=False)

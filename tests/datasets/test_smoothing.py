@@ -26,13 +26,11 @@ class Bare(GalaxySource):
         return [Item(number, number) for number in range(3)]
 
     def read(self, number, need) -> Galaxy:
-        rng = np.random.default_rng([self.seed, number])
-        counts = {"dm": 300, "stars": 200}
-        particles = {
-            kind: bare(rng.normal(0, 5, (counts[kind], 3)), rng.uniform(1e5, 2e5, counts[kind]))
-            for kind in counts
-            if kind in need
-        }
+        particles = {}
+        for kind, count in (("dm", 300), ("stars", 200)):
+            rng = np.random.default_rng([self.seed, number, count])
+            if kind in need:
+                particles[kind] = Particles(rng.normal(0, 5, (count, 3)), rng.uniform(1e5, 2e5, count))
         return Galaxy(f"galaxy {number}", number, 99, 0.0, 0.7, 0.3, np.zeros(3), particles)
 
     def stream(self, number, need, particles) -> Iterator[Galaxy]:
@@ -43,10 +41,6 @@ class Bare(GalaxySource):
             for first in range(0, len(held), particles):
                 part = held.select(np.arange(first, min(first + particles, len(held))))
                 yield replace(whole, particles={kind: part})
-
-
-def bare(position, mass):
-    return Particles(position, mass)
 
 
 @pytest.fixture
