@@ -118,7 +118,8 @@ def build_store(config: BuildConfig, *, progress: bool = True) -> MapStore:
         for shard in failures.shards:
             store.forget(shard)
             failures.forget(shard)
-    todo = sorted(set(range(store.shards)) - set(store.done_shards()) - set(store.pending_shards()))
+    pending = store.pending_shards()
+    todo = sorted(set(range(store.shards)) - set(store.done_shards()) - set(pending))
     done = store.views - sum(len(store.shard_rows(shard)) for shard in todo)
     bar = tqdm(
         total=store.views,
@@ -136,13 +137,12 @@ def build_store(config: BuildConfig, *, progress: bool = True) -> MapStore:
     with bar:
         if todo:
             _build(config, items, store, todo, note)
-    for shard in store.pending_shards():
-        store.accept(shard)
-    failures.write()
+    if todo or pending:
+        for shard in store.pending_shards():
+            store.accept(shard)
+        failures.write()
+        write_json(store.path / "manifest.json", store.manifest())
     failures.tell()
-    manifest = store.manifest()
-    if not has_file(store.path / "manifest.json") or todo:
-        write_json(store.path / "manifest.json", manifest)
     return store
 
 
@@ -169,9 +169,11 @@ def _build(
                 for shard in todo:
                     outcome = build_shard(config, galaxies(shard), shard, claims.builder)
                     note(outcome) if outcome.views else elsewhere.append(shard)
-            while elsewhere and all(claims.held_by_another(shard) for shard in elsewhere):
+            while any(claims.held_by_another(shard) for shard in elsewhere):
                 time.sleep(POLL)
-            todo = elsewhere
+            todo = [shard for shard in elsewhere if not (store.is_done(shard) or store.is_pending(shard))]
+            for shard in set(elsewhere) - set(todo):
+                note(Outcome(shard, len(store.shard_rows(shard)), store.part(shard).failures))
 
 
 def _on_workers(
@@ -193,8 +195,9 @@ def _on_workers(
 
     if config.scheduler and isinstance(location(config.store), Path):
         config = replace(config, store=str(Path(config.store).absolute()))  # workers may stand elsewhere
-    elsewhere, killed, cut_off = [], [], 0
+    elsewhere, killed, cut_off, dead = [], [], 0, 0
     with connect(config.scheduler, min(config.workers, len(todo)), config.retries) as client:
+        started = set(client.nthreads())
         futures = {
             client.submit(build_shard, config, galaxies(shard), shard, builder, key=f"{builder}-{shard}"): shard
             for shard in todo
@@ -211,6 +214,9 @@ def _on_workers(
                 future.result()
             else:
                 cut_off += 1
+        dead = len(started - set(client.nthreads()))
+    if dead and not config.scheduler:
+        print(f"{dead} of {len(started)} workers died; their shards were built again by others", file=sys.stderr)
     if cut_off:
         raise StoreError(
             f"{config.store}: the scheduler was lost, {cut_off} shards are not built; those that are done are kept, "
@@ -232,8 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         BuildConfig, arguments, DEFAULT_CONFIG, "Build a store of maps from a simulation.", (GalaxySource,)
     )
     store = build_store(config)
-    views = store.views - sum(len(failure.views) for failure in store.failures())
-    print(f"{store.path}: {views} views of {', '.join(store.domains)}, {store.pixels} pixels a side")
+    print(f"{store.path}: {len(store.catalogue())} views of {', '.join(store.domains)}, {store.pixels} pixels a side")
 
 
 if __name__ == "__main__":

@@ -153,9 +153,7 @@ class BuildConfig:
             for name, value in ((name, getattr(self, name)) for name in _DECIDE_THE_MAPS)
         }
         if self.domain_files:
-            plan["domain_files"] = {
-                Path(name).name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in self.domain_files
-            }
+            plan["domain_files"] = {Path(name).name: _hash_of_code(name) for name in self.domain_files}
         return {
             "source": f"{type(self.source).__name__}",
             "settings": {
@@ -167,6 +165,12 @@ class BuildConfig:
             "galaxies": galaxies,
             **plan,
         }
+
+
+def _hash_of_code(name: str) -> str:
+    """SHA-256 of a user's file of domains (``file.py`` or ``file.py:NAME``); of a module only its name is recorded."""
+    path = Path(name if Path(name).is_file() else name.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else name
 
 
 _DECIDE_THE_MAPS = ("domains", "pixels", "rotations", "field_of_view", "seed", "recipes")

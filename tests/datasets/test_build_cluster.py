@@ -89,6 +89,7 @@ def test_a_killed_worker_loses_nothing(repository, tmp_path, tiny_simulation, sl
     assert build.returncode == 0, errors
     assert "maps.zarr: 192 views of gas, temperature" in output
     assert "Traceback" not in errors
+    assert "1 of 2 workers died; their shards were built again by others" in errors
     assert not victim.is_running()
     assert files_of(store) == files_of(slow_store)
 
