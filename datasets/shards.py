@@ -299,7 +299,8 @@ def build_shard(config: BuildConfig, items: Sequence[Item], shard: int, builder:
     try:
         if builder and (store.is_done(shard) or store.is_pending(shard)):
             return Outcome(shard, len(rows), store.part(shard).failures)  # another builder was faster
-        stacks: dict[str, list[Any]] = {name: [] for name in config.domains}
+        shape = (len(rows), store.pixels, store.pixels)
+        stacks = {name: np.empty(shape, np.float32) for name in config.domains}  # the one copy of a shard in memory
         records: list[ViewRecord] = []
         failures: list[Failure] = []
         for index, item in enumerate(items):
@@ -307,13 +308,12 @@ def build_shard(config: BuildConfig, items: Sequence[Item], shard: int, builder:
             if isinstance(made, Failure):
                 failures.append(made)
                 continue
-            for maps in made[0]:
+            for row, maps in enumerate(made[0], start=len(records)):
                 for name in config.domains:
-                    stacks[name].append(maps[name])
+                    stacks[name][row] = maps[name]
             records.extend(made[1])
-        empty = np.zeros((0, store.pixels, store.pixels), np.float32)
-        maps = {name: np.stack(stack) if stack else empty for name, stack in stacks.items()}
-        store.write_shard(shard, maps, records, failures, pending=bool(failures))
+        there = {name: stack[: len(records)] for name, stack in stacks.items()}
+        store.write_shard(shard, there, records, failures, pending=bool(failures))
         return Outcome(shard, len(rows), tuple(failures))
     finally:
         if claims:

@@ -293,8 +293,10 @@ class MapStore:
             self.forget(shard)  # while its maps change, it is not done
             hashes = {}
             for domain, values in maps.items():
-                stack = np.full((len(rows), self.pixels, self.pixels), np.nan, np.float32)
-                stack[np.array(views, np.int64) - rows.start] = values
+                stack = np.asarray(values, np.float32)
+                if lost:
+                    stack = np.full((len(rows), self.pixels, self.pixels), np.nan, np.float32)
+                    stack[np.array(views, np.int64) - rows.start] = values
                 hashes[domain] = hash_maps(stack)
                 patiently(partial(self._write_maps, domain, shard, stack))
             part = Part(tuple(records), tuple(failures), hashes)

@@ -14,6 +14,7 @@ from skyshift.datasets.galaxy import Galaxy, Particles
 from skyshift.datasets.shards import BuildConfig, FieldOfView
 from skyshift.datasets.smoothing import SupportCache, keeping, neighbour_distance, with_support
 from skyshift.datasets.sources import GalaxySource, Item
+from skyshift.files import location
 
 
 class Bare(GalaxySource):
@@ -151,3 +152,10 @@ def test_a_kind_that_no_chunk_holds_is_an_error(tmp_path):
     lacking = config(tmp_path / "m.zarr", domains=["dm", "gas"], chunk_particles=70, skip_failed=False)
     with pytest.raises(ValueError, match="no gas particles were given"):
         build_store(lacking, progress=False)
+
+
+def test_supports_are_kept_on_object_storage_too(searches):
+    position = np.random.default_rng(0).normal(0, 10, (100, 3))
+    supports = [SupportCache(location("memory://kept/smoothing"))(position, 32) for _ in range(2)]
+    assert len(searches) == 1
+    np.testing.assert_array_equal(*supports)
