@@ -103,12 +103,13 @@ def translate_store(translator: Translator, store: MapStore, output: Path, check
             labels=store.labels,
             plan=plan,
         )
-    records = store.records()
+    records = {record.view: record for record in store.records()}
     todo = [shard for shard in range(made.shards) if not made.is_done(shard)]
     for shard in tqdm(todo, unit="shard", desc=str(output)):
-        rows = made.shard_rows(shard)
-        maps = {domain: stack.values for domain, stack in translator(store, list(rows)).items()}
-        made.write_shard(shard, maps, [_flagged(records[view], maps, view - rows.start) for view in rows])
+        rows = [view for view in made.shard_rows(shard) if view in records]
+        maps = {domain: stack.values for domain, stack in translator(store, rows).items()}
+        of_rows = [_flagged(records[view], maps, row) for row, view in enumerate(rows)]
+        made.write_shard(shard, maps, of_rows, store.failures(shard))
     return made
 
 
@@ -144,13 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if source.is_dir():
         store = MapStore(source)
         if to_store:
-            translate_store(translator, store, output, checkpoint)
-            count = store.views
+            made = translate_store(translator, store, output, checkpoint)
+            count = len(made.catalogue())
         else:
             store.require_complete()
             maps = translator(store_maps(store, translator.source))
             write_maps(output, maps)
-            count = store.views
+            count = len(store.catalogue())
     else:
         maps = translator(read_maps(source, domain=config.domain or None, unit=config.unit or None))
         write_maps(output, maps)

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from skyshift.datasets import store as store_module
 from skyshift.datasets.build import build_store
 from skyshift.datasets.shards import BuildConfig, FieldOfView
 from skyshift.datasets.sources import SnapshotSource
@@ -207,7 +206,7 @@ def test_the_part_is_written_last(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.pq, "write_table", fail)
+        patch.setattr(pq, "write_table", fail)
         with pytest.raises(KeyboardInterrupt):
             fill(store, maps, range(1, 2))
     np.testing.assert_array_equal(store.maps("gas", range(4, 8)), maps["gas"][4:8])
@@ -247,12 +246,12 @@ def test_a_lost_file_of_maps_is_seen(tmp_path, empty):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from skyshift.datasets import store
+import pyarrow.parquet as pq
 from skyshift.datasets.build import build_store
 from skyshift.datasets.shards import BuildConfig, FieldOfView
 from skyshift.datasets.sources import SnapshotSource
 simulation, path, when, where = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-write, calls = store.pq.write_table, []
+write, calls = pq.write_table, []
 def write_table(table, side):
     calls.append(side)
     if len(calls) == when:
@@ -262,7 +261,7 @@ def write_table(table, side):
             Path(side).write_bytes(content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     write(table, side)
-store.pq.write_table = write_table
+pq.write_table = write_table
 source = SnapshotSource(simulation + "/output", 99, minimum_particles={"gas": 10, "dm": 10, "stars": 10})
 build_store(BuildConfig(source, path, pixels=32, rotations=2, field_of_view=FieldOfView(4.0, "stars")), progress=False)
 """
@@ -446,3 +445,88 @@ def test_parts_are_plain_parquet(tiny_store):
     table = pq.read_table(tiny_store / "catalogue")
     assert table.num_rows == 24
     assert {path.suffix for path in (tiny_store / "catalogue").iterdir()} == {".parquet"}
+
+
+# fingerprints
+
+
+def test_a_fingerprint_is_of_the_content(tmp_path):
+    """The same maps at another place and under another plan are the same; one bit of one map, or a row, is not."""
+    maps = random_maps(10)
+    first = empty_store(tmp_path / "a.zarr")
+    assert first.fingerprint != empty_store(tmp_path / "b.zarr", views=9).fingerprint
+    fill(first, maps)
+    moved = MapStore.create(
+        tmp_path / "c.zarr", units=UNITS, views=10, pixels=8, shard_views=4, labels=["disc", "merger"], plan={"a": 2}
+    )
+    fill(moved, maps)
+    assert moved.fingerprint == first.fingerprint == MapStore(tmp_path / "a.zarr").fingerprint
+    assert moved.manifest()["shards"] == first.manifest()["shards"]
+    bits = maps["gas"].view(np.uint32)
+    bits[9, 7, 7] ^= 1
+    other = empty_store(tmp_path / "d.zarr")
+    fill(other, maps)
+    same = [a == b for a, b in zip(other.manifest()["shards"], first.manifest()["shards"], strict=True)]
+    assert same == [True, True, False]
+    assert other.fingerprint != first.fingerprint
+    row = empty_store(tmp_path / "e.zarr")
+    for shard in range(3):
+        rows = row.shard_rows(shard)
+        some = {name: values[rows.start : rows.stop] for name, values in maps.items()}
+        row.write_shard(shard, some, [record(v, label=0 if v else 1) for v in rows])
+    assert row.fingerprint not in (first.fingerprint, other.fingerprint)
+
+
+@pytest.mark.parametrize("where", ["maps/hi/c/7/0/0", "catalogue/part-00007.parquet"])
+def test_a_flipped_bit_is_found_and_built_again(tmp_path, tiny_simulation, tiny_store, where):
+    """In a map or in a row, wherever it is: the shard is named, and ``verify`` builds that one alone again."""
+    path = tmp_path / "maps.zarr"
+    shutil.copytree(tiny_store, path)
+    assert MapStore(path).verify() == {}
+    content = (path / where).read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(content), 5):
+        spoilt = bytearray(content)
+        spoilt[position] ^= 0x10
+        (path / where).write_bytes(spoilt)
+        damaged = MapStore(path).verify()
+        if damaged:  # a byte of padding or of Parquet's own notes says nothing of the galaxies
+            assert set(damaged) == {7}
+        else:
+            assert where.startswith("catalogue")
+            assert MapStore(path).records() == MapStore(tiny_store).records()
+    spoilt = bytearray(content)
+    spoilt[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+    (path / where).write_bytes(spoilt)
+    assert set(MapStore(path).verify()) == {7}
+    if where.startswith("maps"):
+        with pytest.raises(StoreError, match=r"the maps of hi cannot be read .*run the build again with --verify true"):
+            MapStore(path).maps("hi", [14, 15])
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("part-*") if "00007" not in p.name}
+    build_store(config(tiny_simulation, path, verify=True), progress=False)
+    assert files_of(path) == files_of(tiny_store)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_part_that_cannot_be_read_says_what_to_do(tmp_path):
+    store = empty_store(tmp_path / "maps.zarr")
+    fill(store, random_maps(10))
+    (tmp_path / "maps.zarr/catalogue/part-00001.parquet").write_bytes(b"PAR1 half a part")
+    with pytest.raises(StoreError, match=r"part-00001\.parquet cannot be read .*delete it and run the build again"):
+        store.records()
+
+
+def test_parts_of_the_first_version_are_read(tmp_path):
+    """Without hashes: rows and maps as ever; nothing to verify them with."""
+    store = empty_store(tmp_path / "maps.zarr")
+    maps = random_maps(10)
+    fill(store, maps)
+    for part in (tmp_path / "maps.zarr/catalogue").iterdir():
+        pq.write_table(pq.read_table(part).replace_schema_metadata(), part)
+    old = MapStore(tmp_path / "maps.zarr")
+    assert old.complete
+    assert old.records() == [record(view) for view in range(10)]
+    assert len(old.catalogue()) == 10
+    assert old.failures() == []
+    assert old.verify() == {}
+    assert len(old.fingerprint) == 64

@@ -14,7 +14,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from skyshift.datasets.formats import read_maps, write_maps
-from skyshift.datasets.store import MapStore
+from skyshift.datasets.store import Failure, MapStore, StoreError
 from skyshift.translate.generate import main as generate
 from skyshift.translate.train import main as train_command
 from skyshift.translate.translator import Translator, store_maps
@@ -326,3 +326,22 @@ def test_blank_pixels_are_refused_and_nothing_is_written(capsys, run, image, tmp
         capsys, run, image, tmp_path / "hi.fits", "--domain", "gas"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["galaxy.fits"]
+
+
+def test_galaxies_that_are_missing_stay_missing(run, tiny_store, tmp_path, hi, capsys):
+    """A store of which a galaxy could not be built: the others are translated as ever, and its reason goes along."""
+    store = MapStore(shutil.copytree(tiny_store, tmp_path / "maps.zarr"))
+    lost = Failure(3, (6, 7), "GalaxyError", "subhalo 3 is broken")
+    store.write_shard(3, {name: np.zeros((0, 32, 32)) for name in store.domains}, [], [lost])
+    there = [view for view in range(24) if view not in lost.views]
+    go(run, store.path, tmp_path / "hi.zarr")
+    assert "hi.zarr: 22 maps of hi" in capsys.readouterr().out
+    made = MapStore(tmp_path / "hi.zarr")
+    assert made.complete
+    assert made.failures() == [lost]
+    assert made.catalogue()["view"].tolist() == there
+    assert_same_maps(made.maps("hi", there), hi[there])
+    with pytest.raises(StoreError, match=r"there is no view 6: galaxy 3 of the source could not be built .*is broken"):
+        made.maps("hi", [6])
+    go(run, store.path, tmp_path / "hi.fits")
+    assert len(read_maps(tmp_path / "hi.fits")["hi"].values) == 22
