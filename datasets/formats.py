@@ -69,9 +69,8 @@ def read_maps(
             with warnings.catch_warnings():
                 # astropy warns of a file that is shorter than its header says, and goes on
                 warnings.filterwarnings("error", message=".*truncated")
-                found = (read_fits if kind == "fits" else read_hdf5)(
-                    path, domain, unit, None if hdu is None else str(hdu)
-                )
+                chosen = None if hdu is None else str(hdu)
+                found = (read_fits if kind == "fits" else read_hdf5)(path, domain, unit, chosen)
     except MapError:
         raise
     except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, UserWarning, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """Maps in FITS: one image (n = 1) or cube (n > 1) an HDU, with units and coordinates.
 
 BUNIT is the unit, DOMAIN the domain, SIDEKPC the side of the map; where the file had no coordinates, a linear WCS in
-kpc about the centre is written. Cards of a file that was read (WCS, OBJECT, …) are written back. Names, and the sides of
-more than one map, stand in a table ``VIEWS`` beside each image. NEXTEND says how many HDUs follow the first, so that a
+kpc about the centre is written. Cards of a file that was read (WCS, OBJECT, …) are written back. Names, and the sides
+of more than one map, stand in a table ``VIEWS`` beside each image. NEXTEND says how many HDUs follow the first, so that a
 file which lost some is seen to be cut.
 
 Mock observations are read by the same rules: each of their images says its domain in DOMAIN. Images named NOISY, CLEAN

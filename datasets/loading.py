@@ -6,8 +6,8 @@ is a galaxy in one rotation seen in two domains, never two rows that happen to s
 Which views make batch number s, and how each is changed, are functions of the seed and s alone. Nothing about the
 order is state: a run that resumes at step s, or splits the batch over processes, sees what it would have seen.
 
-Memory: maps that fit into :data:`MEMORY_LIMIT` are read once and kept. Of a larger store, each batch reads its own maps,
-one call a domain, and nothing but the catalogue grows with the store.
+Memory: maps that fit into :data:`MEMORY_LIMIT` are read once and kept. Of a larger store, each batch reads its own
+maps, one call a domain, and nothing but the catalogue grows with the store.
 """
 
 import hashlib
@@ -54,9 +54,9 @@ class Split:
         validation: Share to choose on.
         test: Share that is seen only by the evaluation.
         seed: Of the shuffle.
-        by: ``order`` shuffles the galaxies of the store: shares are as asked for, but galaxies that are added to the store
-            move others to another side. ``hash`` places each galaxy by its number and the seed alone: the same galaxy is
-            on the same side in every store, whatever else is in it; shares are as asked for on average.
+        by: ``order`` shuffles the galaxies of the store: shares are as asked for, but galaxies that are added to the
+            store move others to another side. ``hash`` places each galaxy by its number and the seed alone: the same
+            galaxy is on the same side in every store, whatever else is in it; shares are as asked for on average.
     """
 
     train: float = 0.7
@@ -131,9 +131,8 @@ def _hashed_sides(key: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
     uniform = np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])
     bounds = np.cumsum([split.train, split.validation])
     side = np.searchsorted(bounds, uniform, side="right")
-    return np.where(
-        (side == 2) & (split.test == 0), 1 if split.validation else 0, side
-    )  # the sum is 1 but for rounding
+    last = 2 if split.test else 1 if split.validation else 0
+    return np.minimum(side, last)  # the shares sum to 1 but for rounding
 
 
 def fit_scalings(
@@ -144,8 +143,8 @@ def fit_scalings(
     Args:
         store: Of the maps.
         domains: Which.
-        views: The training views; at most :data:`FIT_VIEWS` of them and :data:`FIT_PIXELS` pixels, chosen at random, are
-            read.
+        views: The training views; at most :data:`FIT_VIEWS` of them and :data:`FIT_PIXELS` pixels, chosen at random,
+            are read.
         kinds: Domain to the kind of scaling; the domain's own default where it is not named.
         seed: Of the choice.
     """

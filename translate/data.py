@@ -36,8 +36,8 @@ class DataConfig:
     """Data of a translation.
 
     Attributes:
-        store: Folder of the store, or a list of stores that are trained on together (the same domains on the same grid; a
-            galaxy that several hold is on one side of the split).
+        store: Folder of the store, or a list of stores that are trained on together (the same domains on the same
+            grid; a galaxy that several hold is on one side of the split).
         build: Configuration from which the store is built where it is not there or not whole: a file, or the name of
             one that ships with the package (``datasets/synthetic.yaml``); empty to build nothing.
         source: Domains to translate from.
@@ -73,7 +73,7 @@ class DataConfig:
                 raise SkyshiftError(f"data.scaling: {unknown('domain', name, [*self.source, *self.target])}")
         if self.build and not isinstance(self.store, str):
             raise SkyshiftError("data.build builds one store; build each of several before, with datasets/build.py")
-        self.augmentation  # noqa: B018 - refuses what cannot be
+        _ = self.augmentation  # refuses what cannot be
 
     @property
     def augmentation(self) -> Augmentation:
