@@ -10,14 +10,15 @@ Whatever is written appears whole or not at all, and comes back bit by bit.
 import json
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+import h5py
 import numpy as np
 
-from skyshift.datasets.formats_fits import read_fits, write_fits
-from skyshift.datasets.formats_hdf5 import Layout, read_hdf5, write_hdf5
+from skyshift.datasets.formats_fits import image_names, read_fits, write_fits
+from skyshift.datasets.formats_hdf5 import Layout, map_names, read_hdf5, write_hdf5
 from skyshift.datasets.maps import MapError, Maps, as_stack, stated
 from skyshift.files import flush, write_whole
 from skyshift.naming import unknown
@@ -87,6 +88,65 @@ def read_maps(
             "with --hdu"
         )
     return {maps.domain: maps for _, maps in found}
+
+
+def read_maps_leniently(
+    path: str | Path, *, domain: str | None = None, unit: str | None = None, hdu: str | None = None
+) -> tuple[dict[str, Maps], set[str]]:
+    """Read what there is, for looking at it: also images that say neither domain nor unit, and several of one domain.
+
+    Args:
+        path: FITS, HDF5 or NPY.
+        domain: Of maps that do not say; else they are called ``image``.
+        unit: Of maps that do not say; else they count as numbers.
+        hdu: Only this image.
+
+    Returns:
+        Domain (with the image's name, where several share it) to maps, and which of them do not state their unit.
+
+    Raises:
+        MapError: The file cannot be read or holds no maps.
+    """
+    path = Path(path)
+    try:
+        return read_maps(path, domain=domain, unit=unit, hdu=hdu), set()
+    except MapError as error:
+        refusal = error
+    try:
+        names = _image_names(path) if hdu is None else [hdu]
+    except (OSError, EOFError, zlib.error):
+        raise refusal from None
+    found: list[tuple[str, str, Maps, bool]] = []
+    for name in names:
+        for given in (
+            (domain, unit),
+            (domain or "image", unit),
+            (domain, unit or "1"),
+            (domain or "image", unit or "1"),
+        ):
+            try:
+                read = read_maps(path, domain=given[0], unit=given[1], hdu=name)
+            except MapError:
+                continue
+            found += [(name or path.name, key, maps, given[1] != unit) for key, maps in read.items()]
+            break
+        else:
+            raise refusal
+    if not found:
+        raise refusal
+    twice = len({key for _, key, _, _ in found}) < len(found)
+    labelled = [(f"{key} {name}" if twice else key, maps, silent) for name, key, maps, silent in found]
+    return {key: maps for key, maps, _ in labelled}, {key for key, _, silent in labelled if silent}
+
+
+def _image_names(path: Path) -> Sequence[str | None]:
+    kind = file_format(path)
+    if kind == "fits":
+        return image_names(path)
+    if kind == "hdf5":
+        with h5py.File(path, "r") as file:
+            return map_names(file)
+    return [None]
 
 
 def write_maps(path: str | Path, maps: Mapping[str, Maps], *, layout: Layout = "plain") -> Path:

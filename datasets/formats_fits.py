@@ -57,14 +57,25 @@ def read_fits(path: Path, domain: str | None, unit: str | None, hdu: str | None 
     with fits.open(path, memmap=False) as hdus:
         _require_whole(path, hdus)
         tables = {(entry.name, entry.ver): entry.data for entry in hdus if isinstance(entry, fits.BinTableHDU)}
-        images = [(i, entry) for i, entry in enumerate(hdus) if entry.is_image and entry.header["NAXIS"] > 0]
-        labels = [f"{i}:{entry.name}" if entry.name and entry.name != "PRIMARY" else str(i) for i, entry in images]
+        images = _images(hdus)
+        labels = list(images)
         chosen = range(len(images)) if hdu is None else [_choose(path, hdu, labels)]
-        endings = _endings([images[j][1] for j in chosen], domain)
+        endings = _endings([images[labels[j]] for j in chosen], domain)
         return [
-            (labels[j], _maps(path, images[j][1], tables.get(("VIEWS", j + 1)), domain, unit, ending))
+            (labels[j], _maps(path, images[labels[j]], tables.get(("VIEWS", j + 1)), domain, unit, ending))
             for j, ending in zip(chosen, endings, strict=True)
         ]
+
+
+def image_names(path: Path) -> list[str]:
+    """Images of a file, as ``hdu`` of :func:`skyshift.datasets.formats.read_maps` takes them: ``0``, ``1:SIGMA``, …"""
+    with fits.open(path, memmap=False) as hdus:
+        return list(_images(hdus))
+
+
+def _images(hdus: fits.HDUList) -> dict[str, Any]:
+    images = [(i, entry) for i, entry in enumerate(hdus) if entry.is_image and entry.header["NAXIS"] > 0]
+    return {f"{i}:{e.name}" if e.name and e.name != "PRIMARY" else str(i): e for i, e in images}
 
 
 def _require_whole(path: Path, hdus: fits.HDUList) -> None:

@@ -48,8 +48,7 @@ def read_hdf5(path: Path, domain: str | None, unit: str | None, name: str | None
     with h5py.File(path, "r") as file:
         if "Header" in file and any(key.startswith("PartType") for key in file):
             raise MapError(f"{path} holds particles, not maps; make maps of it with datasets/build.py")
-        plain = [k for k, item in file.items() if isinstance(item, h5py.Dataset) and item.ndim in (2, 3)]
-        grouped = _skais_groups(file)
+        plain, grouped = _plain_names(file), _skais_groups(file)
         if name is not None:
             known = [*plain, *grouped]
             wanted = name.strip("/").removesuffix("/images")
@@ -58,6 +57,15 @@ def read_hdf5(path: Path, domain: str | None, unit: str | None, name: str | None
             plain, grouped = [k for k in plain if k == wanted], [k for k in grouped if k == wanted]
         found = [(key, _read_plain(path, key, file[key], domain, unit)) for key in plain]
         return found + [(key, _read_skais(path, key, file[key], domain, unit)) for key in grouped]
+
+
+def map_names(file: h5py.File) -> list[str]:
+    """Data sets and groups of maps, as ``hdu`` of :func:`skyshift.datasets.formats.read_maps` takes them."""
+    return [*_plain_names(file), *_skais_groups(file)]
+
+
+def _plain_names(file: h5py.File) -> list[str]:
+    return [name for name, item in file.items() if isinstance(item, h5py.Dataset) and item.ndim in (2, 3)]
 
 
 def _read_plain(path: Path, name: str, data: h5py.Dataset, domain: str | None, unit: str | None) -> Maps:

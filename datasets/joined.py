@@ -30,8 +30,8 @@ def open_stores(paths: str | Path | Sequence[str | Path]) -> MapStore:
     Raises:
         StoreError: One is absent, or they do not fit together.
     """
-    if isinstance(paths, str | Path):
-        return MapStore(paths)
+    if not isinstance(paths, list | tuple):
+        return MapStore(paths)  # type: ignore[arg-type]
     if not paths:
         raise StoreError("no store is named")
     opened = [MapStore(path) for path in paths]
@@ -96,7 +96,7 @@ class JoinedStores(MapStore):
     def maps(self, domain: str, views: Sequence[int] | NDArray[np.integer] | None = None) -> NDArray[np.float32]:
         """Maps of one domain in the first store's unit; see :meth:`MapStore.maps`."""
         self.require_domains([domain])
-        rows = np.arange(self.views) if views is None else np.asarray(views, np.int64)
+        rows: NDArray[np.int64] = np.asarray(self.catalogue()["view"] if views is None else views, np.int64)
         result = np.empty((len(rows), self.pixels, self.pixels), np.float32)
         member = np.searchsorted(self._first, rows, side="right") - 1
         for index in np.unique(member):

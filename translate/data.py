@@ -116,6 +116,8 @@ class DataConfig:
 
 def fingerprint(store: MapStore) -> str:
     """SHA-256 over a store's plan and the rows of its catalogue: the same store, or another."""
+    if isinstance(store, JoinedStores):
+        return hashlib.sha256("\n".join(map(fingerprint, store.stores)).encode()).hexdigest()
     digest = hashlib.sha256(json.dumps(store.plan, sort_keys=True, default=str).encode())
     catalogue = store.catalogue()
     for name in sorted(catalogue.colnames):
