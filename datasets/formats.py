@@ -116,19 +116,15 @@ def read_maps_leniently(
         names = _image_names(path) if hdu is None else [hdu]
     except (OSError, EOFError, zlib.error):
         raise refusal from None
+    called, counted = domain or "image", unit or "1"
     found: list[tuple[str, str, Maps, bool]] = []
     for name in names:
-        for given in (
-            (domain, unit),
-            (domain or "image", unit),
-            (domain, unit or "1"),
-            (domain or "image", unit or "1"),
-        ):
+        for its, of in ((domain, unit), (called, unit), (domain, counted), (called, counted)):
             try:
-                read = read_maps(path, domain=given[0], unit=given[1], hdu=name)
+                read = read_maps(path, domain=its, unit=of, hdu=name)
             except MapError:
                 continue
-            found += [(name or path.name, key, maps, given[1] != unit) for key, maps in read.items()]
+            found += [(name or path.name, key, maps, of != unit) for key, maps in read.items()]
             break
         else:
             raise refusal

@@ -2,8 +2,8 @@
 
 BUNIT is the unit, DOMAIN the domain, SIDEKPC the side of the map; where the file had no coordinates, a linear WCS in
 kpc about the centre is written. Cards of a file that was read (WCS, OBJECT, …) are written back. Names, and the sides
-of more than one map, stand in a table ``VIEWS`` beside each image. NEXTEND says how many HDUs follow the first, so that a
-file which lost some is seen to be cut.
+of more than one map, stand in a table ``VIEWS`` beside each image. NEXTEND says how many HDUs follow the first, so that
+a file which lost some is seen to be cut.
 
 Mock observations are read by the same rules: each of their images says its domain in DOMAIN. Images named NOISY, CLEAN
 and SIGMA of one and the same domain d (a caller's, it may be) are d, d_clean and d_sigma.
@@ -68,7 +68,7 @@ def read_fits(path: Path, domain: str | None, unit: str | None, hdu: str | None 
 
 
 def image_names(path: Path) -> list[str]:
-    """Images of a file, as ``hdu`` of :func:`skyshift.datasets.formats.read_maps` takes them: ``0``, ``1:SIGMA``, …"""
+    """Images of a file, as ``hdu`` of :func:`skyshift.datasets.formats.read_maps` takes them (``0``, ``1:SIGMA``)."""
     with fits.open(path, memmap=False) as hdus:
         return list(_images(hdus))
 
@@ -134,7 +134,9 @@ def _channels(cards: Mapping[str, Any], count: int) -> tuple[str, ...]:
         return ()
     at = cards["CRVAL3"] + step * (np.arange(1, count + 1) - cards.get("CRPIX3", 0.0))
     unit = str(cards.get("CUNIT3", "")).strip()
-    return tuple(f"{kind[:4]} {value:.9g} {unit}".strip() for value in at)
+    # as many digits as tell a hundredth of a channel
+    digits = max(4, int(np.ceil(np.log10(np.abs(at).max() / abs(step)))) + 3) if step and at.any() else 4
+    return tuple(f"{kind[:4]} {value:.{digits}g} {unit}".strip() for value in at)
 
 
 def _ascii(text: str) -> str:

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.figure:
         figure: Any = summary.figure()
         with write_whole(config.figure) as side:
-            figure.savefig(side, dpi=110)
+            figure.savefig(side, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -277,8 +277,9 @@ def _look(domain: str, values: NDArray[np.float32]) -> tuple[str, str, bool]:
     known = DOMAINS.get(domain)
     if known:
         return known.title, known.colour_map, known.minimum < 0
-    low, high = (float(np.nanquantile(values, q)) if np.isfinite(values).any() else 0.0 for q in (0.05, 0.95))
-    signed = low < 0 and -low > 0.2 * high
+    finite = values[np.isfinite(values)]
+    low, high = np.quantile(finite, [0.01, 0.99]) if finite.size else (0.0, 0.0)
+    signed = bool(low < 0 and -low > 0.5 * high)  # a velocity; not the noise about a source
     return domain, DIVERGING if signed else "viridis", signed
 
 

@@ -3,7 +3,7 @@
 Nothing but names, shapes and the header is read, so that a snapshot of any size is listed at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,7 @@ from skyshift.datasets.formats_hdf5 import map_names
 from skyshift.datasets.maps import MapError
 from skyshift.datasets.summary import Summary, table
 
-KINDS = {
-    0: "gas",
-    1: "dark matter",
-    2: "low-resolution dark matter",
-    3: "tracers",
-    4: "stars and wind",
-    5: "black holes",
-}
+KINDS = ("gas", "dark matter", "low-resolution dark matter", "tracers", "stars and wind", "black holes")
 
 
 def is_hdf5(path: Path) -> bool:
@@ -88,21 +81,7 @@ def of_hdf5(paths: Sequence[Path]) -> Summary:
             total[name] = total.get(name, 0) + (shape[0] if shape else 1)
             rest.setdefault(name, (shape[1:], kind))
     header = _header(paths[0])
-    groups = {name.split("/")[0] for name in total}
-    what = (
-        "snapshot or cutout"
-        if any(g.startswith("PartType") for g in groups)
-        else "group catalogue"
-        if groups & {"Group", "Subhalo"}
-        else "HDF5 file"
-    )
-    counts = {
-        f"{group} ({KINDS.get(int(group[8:]), 'unknown') if group.startswith('PartType') else 'rows'})": max(
-            count for name, count in total.items() if name.startswith(f"{group}/")
-        )
-        for group in sorted(groups)
-        if group.startswith("PartType") or group in ("Group", "Subhalo")
-    }
+    what, counts = _kind(total, header)
     rows = [[name, str(total[name]), str(rest[name][0] or ""), rest[name][1]] for name in sorted(total)]
     where = str(paths[0] if len(paths) == 1 else paths[0].parent)
     facts = {
@@ -122,6 +101,24 @@ def of_hdf5(paths: Sequence[Path]) -> Summary:
         head.append(f"  {missing - len(paths)} of {missing} chunks are not there")
         facts["missing_chunks"] = missing - len(paths)
     return Summary(facts, [*head, "", *table(["data set", "rows", "of shape", "type"], rows)])
+
+
+def _kind(total: Mapping[str, int], header: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
+    """What a file is, and how many particles or objects of each kind are in it."""
+    counts: dict[str, int] = {}
+    for name, count in total.items():
+        group = name.split("/")[0]
+        if group.startswith("PartType") and group[8:].isdecimal():
+            kind = int(group[8:])
+            group = f"{group} ({KINDS[kind] if kind < len(KINDS) else 'unknown'})"
+        elif group not in ("Group", "Subhalo"):
+            continue
+        counts[group] = max(count, counts.get(group, 0))
+    if "CutoutID" in header:
+        return "cutout" if counts else "cutout without particles", counts
+    if any(name.startswith("PartType") for name in counts):
+        return "snapshot", counts
+    return ("group catalogue" if counts else "HDF5 file"), counts
 
 
 def _plain(value: Any) -> bool:

@@ -95,12 +95,12 @@ def _draw(axis: Axes, panel: Panel, norm: AsinhNorm) -> AxesImage:
     return image
 
 
-def _groups(row: Sequence[Panel | None]) -> dict[str, list[int]]:
-    """Stretch to the columns of its panels; a panel without one stands alone, under its title."""
-    groups: dict[str, list[int]] = {}
+def _groups(row: Sequence[Panel | None]) -> dict[str, dict[int, Panel]]:
+    """Stretch to its panels by column; a panel without one stands alone, under its title."""
+    groups: dict[str, dict[int, Panel]] = {}
     for j, panel in enumerate(row):
         if panel is not None:
-            groups.setdefault(panel.stretch or panel.title, []).append(j)
+            groups.setdefault(panel.stretch or panel.title, {})[j] = panel
     return groups
 
 
@@ -108,8 +108,8 @@ def _norms(rows: Sequence[Sequence[Panel | None]]) -> dict[str, AsinhNorm]:
     """One norm a stretch, over all rows given."""
     members: dict[str, list[Panel]] = {}
     for row in rows:
-        for name, columns in _groups(row).items():
-            members.setdefault(name, []).extend(panel for j in columns if (panel := row[j]) is not None)
+        for name, panels in _groups(row).items():
+            members.setdefault(name, []).extend(panels.values())
     return {name: shared_norm([panel.values for panel in ps], ps[0].signed) for name, ps in members.items()}
 
 
@@ -130,9 +130,7 @@ def map_figure(
     for i, row in enumerate(rows):
         norms: Mapping[str, AsinhNorm] = everywhere or _norms([row])
         for name, members in _groups(row).items():
-            for j in members:
-                panel = row[j]
-                assert panel is not None
+            for j, panel in members.items():
                 image = _draw(axes[i, j], panel, norms[name])
                 above = rows[i - 1][j] if i else None
                 if above is None or above.title != panel.title:
@@ -142,7 +140,7 @@ def map_figure(
             bar = figure.colorbar(image, ax=[axes[i, j] for j in members], shrink=0.9, aspect=18, pad=0.01)
             bar.ax.yaxis.set_major_locator(AsinhLocator(norms[name].linear_width, numticks=5))
             bar.ax.tick_params(labelsize=7)
-            bar.set_label(unit_label(panel.unit), fontsize=8)
+            bar.set_label(unit_label(next(iter(members.values())).unit), fontsize=8)
         for j, entry in enumerate(row):
             if entry is None:
                 axes[i, j].set_axis_off()

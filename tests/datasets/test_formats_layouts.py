@@ -220,7 +220,8 @@ def test_the_spectral_axis_of_a_real_cube_survives(shared: Path, tmp_path):
         header = fits.getheader(source)
         velocity = WCS(header).sub([3]).all_pix2world(np.arange(101), 0)[0] / 1e3  # m/s
         named = [float(name.split()[1]) for name in cube.names]
-        np.testing.assert_allclose(named, velocity, rtol=1e-8)
+        np.testing.assert_allclose(named, velocity, atol=0.042)  # names tell a hundredth of a channel
+        assert len(set(named)) == 101
 
 
 # cut off

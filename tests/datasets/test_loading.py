@@ -431,6 +431,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
         command = [sys.executable, "-c", script, str(store.path), str(limit)]
         grown[limit] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     held = 0.7 * 192
-    # the fit works on 64 views (4 MiB in float32, some 8 copies in float64), a batch is 2 MiB; the rest is the allocator's
+    # the fit works on 64 views (4 MiB in float32, some copies in float64), a batch is 2 MiB; the rest is allocators'
     assert grown[16 * 2**20] < 0.6 * held
     assert grown[2 * 2**30] > 0.9 * held, "the measure sees what is held"
