@@ -197,9 +197,9 @@ def page(rows: list[tuple[str, float]], claims: list[Claim], memory: list[float]
     lines = [
         "# Loading: random access to a store, against the speed of training",
         "",
-        f"`python benchmarks/loading.py` made this page ({machine()}). {views:,} views of two domains, {PIXELS}² pixels, "
-        f"in shards of 1,024 ({size:.0f} MiB on a local disk, read warm), none held in memory; batches of {BATCH} drawn at "
-        "random, scaled, turned. A view is one source and one target map.",
+        f"`python benchmarks/loading.py` made this page ({machine()}). {views:,} views of two domains, {PIXELS}² "
+        f"pixels, in shards of 1,024 ({size:.0f} MiB on a local disk, read warm), none held in memory; batches of "
+        f"{BATCH} drawn at random, scaled, turned. A view is one source and one target map.",
         "",
         "| | views/s | over training |",
         "|---|---|---|",

@@ -113,7 +113,7 @@ def test_a_file_with_blank_pixels(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
 def test_real_telescope_files(shared: Path, tmp_path, capsys):
-    """Files that say no domain and no unit, six images of one kind, a cube: each is listed, with its size on the sky."""
+    """Files that say no domain and no unit, six images of one kind, a cube: each is listed with its size on the sky."""
     decals = run(capsys, str(shared / "optical/decals_cutout_59.1067_-30.4848.fits"))
     assert "6 domains" in decals
     assert "image 3: sides of 67.07 arcsec" in decals  # 256 pixels of 0.262 arcsec
