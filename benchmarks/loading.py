@@ -206,8 +206,8 @@ def page(rows: list[tuple[str, float]], claims: list[Claim], memory: list[float]
         "",
         f"`python benchmarks/loading.py` made this page ({machine()}). {views:,} views of two domains, {PIXELS}² "
         f"pixels, in shards of 1,024 ({size:.0f} MiB on a local disk, read warm), none held in memory; batches of "
-        f"{BATCH} drawn at random, scaled, turned. A view is one source and one target map. Training and reading without "
-        "workers took turns, three times; the fastest of each counts.",
+        f"{BATCH} drawn at random, scaled, turned. A view is one source and one target map. Training and reading "
+        "without workers took turns, three times; the fastest of each counts.",
         "",
         "| | views/s | over training |",
         "|---|---|---|",
