@@ -60,10 +60,10 @@ def read_fits(path: Path, domain: str | None, unit: str | None, hdu: str | None 
         images = _images(hdus)
         labels = list(images)
         chosen = range(len(images)) if hdu is None else [_choose(path, hdu, labels)]
-        endings = _endings([images[labels[j]] for j in chosen], domain)
+        endings = _endings(list(images.values()), domain)  # of all: σ alone is σ as well
         return [
-            (labels[j], _maps(path, images[labels[j]], tables.get(("VIEWS", j + 1)), domain, unit, ending))
-            for j, ending in zip(chosen, endings, strict=True)
+            (labels[j], _maps(path, images[labels[j]], tables.get(("VIEWS", j + 1)), domain, unit, endings[j]))
+            for j in chosen
         ]
 
 

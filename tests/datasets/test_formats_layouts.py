@@ -195,10 +195,10 @@ def test_images_of_an_observation_are_told_apart_by_their_names(tmp_path, said):
     read = read_maps(tmp_path / "o.fits", domain="hi_meerkat")
     np.testing.assert_array_equal(read["hi_meerkat"].values[0], images["NOISY"])
     np.testing.assert_array_equal(read["hi_meerkat_sigma"].values[0], images["SIGMA"])
-    assert list(read_maps(tmp_path / "o.fits", domain="hi_meerkat", hdu="sigma")) == ["hi_meerkat"]
+    assert list(read_maps(tmp_path / "o.fits", domain="hi_meerkat", hdu="sigma")) == ["hi_meerkat_sigma"]
     for hdu in ("3", "3:SIGMA"):
         only = read_maps(tmp_path / "o.fits", domain="hi_meerkat", hdu=hdu)
-        np.testing.assert_array_equal(only["hi_meerkat"].values[0], images["SIGMA"])
+        np.testing.assert_array_equal(only["hi_meerkat_sigma"].values[0], images["SIGMA"])
     with pytest.raises(MapError, match=r"unknown HDU with an image 'SIGNA'\. Did you mean '3:SIGMA'"):
         read_maps(tmp_path / "o.fits", domain="hi_meerkat", hdu="SIGNA")
 
