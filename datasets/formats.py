@@ -1,34 +1,27 @@
 """Maps in FITS, HDF5 and NPY files, in float32 with their units, domain and extent.
 
-FITS   one image (n = 1) or cube (n > 1) an HDU; BUNIT, DOMAIN, SIDEKPC and, where the file had none, a linear WCS in
-       kpc about the centre. Cards of a file that was read (WCS, OBJECT, …) are written back. Names, and the sides of
-       more than one map, stand in a table ``VIEWS`` beside each image.
-HDF5   one data set a domain, (n, height, width), attributes ``unit``, ``side_kpc``, ``names``, ``provenance``.
+FITS   one image (n = 1) or cube (n > 1) an HDU (:mod:`skyshift.datasets.formats_fits`).
+HDF5   one data set a domain, or the groups that skais-mapper writes (:mod:`skyshift.datasets.formats_hdf5`).
 NPY    one domain; unit, domain and sides in a JSON file of the same name beside it. No pickle is read.
 
-References:
-    Pence et al. 2010, A&A 524, A42 (FITS 3.0); Greisen & Calabretta 2002, A&A 395, 1061 (WCS).
+Whatever is written appears whole or not at all, and comes back bit by bit.
 """
 
 import json
-from collections.abc import Mapping
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import h5py
 import numpy as np
-from astropy import units
-from astropy.io import fits
-from numpy.typing import NDArray
 
-from skyshift import __version__
-from skyshift.datasets.maps import MapError, Maps
+from skyshift.datasets.formats_fits import image_names, read_fits, write_fits
+from skyshift.datasets.formats_hdf5 import Layout, map_names, read_hdf5, write_hdf5
+from skyshift.datasets.maps import MapError, Maps, as_stack, stated
 from skyshift.files import flush, write_whole
-
-_OWN_CARDS = {
-    "SIMPLE", "BITPIX", "EXTEND", "XTENSION", "PCOUNT", "GCOUNT", "BUNIT", "DOMAIN", "SIDEKPC", "BSCALE", "BZERO",
-    "EXTNAME", "DATAMIN", "DATAMAX", "CHECKSUM", "DATASUM", "PROVENAN", "COMMENT", "HISTORY", "", "END", "BLANK",
-}  # fmt: skip
+from skyshift.naming import unknown
 
 SUFFIXES = {".fits": "fits", ".fit": "fits", ".hdf5": "hdf5", ".h5": "hdf5", ".npy": "npy"}
 
@@ -46,212 +39,138 @@ def file_format(path: Path) -> str:
     return SUFFIXES[suffix]
 
 
-def read_maps(path: str | Path, *, domain: str | None = None, unit: str | None = None) -> dict[str, Maps]:
+def read_maps(
+    path: str | Path, *, domain: str | None = None, unit: str | None = None, hdu: str | int | None = None
+) -> dict[str, Maps]:
     """Read all maps of a file.
 
     Args:
         path: FITS, HDF5 or NPY.
         domain: Domain of the maps where the file does not say (a telescope's FITS file, a bare NPY file).
         unit: Likewise their unit.
+        hdu: Only this image of a file that holds several: an HDU's number (from 0) or EXTNAME in FITS, a data set's or
+            group's name in HDF5.
 
     Returns:
-        Domain to its maps.
+        Domain to its maps. The channels of a spectral cube are the maps of one stack, named by their coordinate.
 
     Raises:
         MapError: No such file, no map in it, or neither file nor caller names domain and unit.
     """
     path = Path(path)
     if not path.is_file():
-        raise MapError(f"{path} does not exist")
-    reader = {"fits": _read_fits, "hdf5": _read_hdf5, "npy": _read_npy}[file_format(path)]
+        raise MapError(f"{path} {'is a folder, not a file of maps' if path.is_dir() else 'does not exist'}")
+    kind = file_format(path)
+    if kind == "npy" and hdu is not None:
+        raise MapError(f"{path}: an NPY file holds one array; leave out --hdu")
     try:
-        found = reader(path, domain, unit)
+        if kind == "npy":
+            found = [_read_npy(path, domain, unit)]
+        else:
+            with warnings.catch_warnings():
+                # astropy warns of a file that is shorter than its header says, and goes on
+                warnings.filterwarnings("error", message=".*truncated")
+                chosen = None if hdu is None else str(hdu)
+                found = (read_fits if kind == "fits" else read_hdf5)(path, domain, unit, chosen)
     except MapError:
         raise
-    except (OSError, EOFError, ValueError, TypeError) as error:  # astropy and NumPy, of files that are cut off
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, UserWarning, RuntimeError) as error:
+        # what astropy, h5py, zlib and NumPy raise of files that are cut off or damaged
         raise MapError(f"{path} cannot be read: {error}") from None
     if not found:
         raise MapError(f"{path} holds no maps")
-    names = [maps.domain for maps in found]
-    if twice := [name for name in names if names.count(name) > 1]:
+    names = [maps.domain for _, maps in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        where = [label for label, maps in found if maps.domain == twice]
+        listed = ", ".join(where[:12]) + (", …" if len(where) > 12 else "")
         raise MapError(
-            f"{path} holds {len(twice)} images of '{twice[0]}' (bands, weights or masks, it may be); copy the one that "
-            "is meant into a file of its own"
+            f"{path} holds {len(where)} images of '{twice}' ({listed}: bands, weights or masks, it may be); choose one "
+            "with --hdu"
         )
-    return {maps.domain: maps for maps in found}
+    return {maps.domain: maps for _, maps in found}
 
 
-def write_maps(path: str | Path, maps: Mapping[str, Maps]) -> Path:
+def read_maps_leniently(
+    path: str | Path, *, domain: str | None = None, unit: str | None = None, hdu: str | None = None
+) -> tuple[dict[str, Maps], set[str]]:
+    """Read what there is, for looking at it: also images that say neither domain nor unit, and several of one domain.
+
+    Args:
+        path: FITS, HDF5 or NPY.
+        domain: Of maps that do not say; else they are called ``image``.
+        unit: Of maps that do not say; else they count as numbers.
+        hdu: Only this image.
+
+    Returns:
+        Domain (with the image's name, where several share it) to maps, and which of them do not state their unit.
+
+    Raises:
+        MapError: The file cannot be read or holds no maps.
+    """
+    path = Path(path)
+    try:
+        return read_maps(path, domain=domain, unit=unit, hdu=hdu), set()
+    except MapError as error:
+        refusal = error
+    try:
+        names = _image_names(path) if hdu is None else [hdu]
+    except (OSError, EOFError, zlib.error):
+        raise refusal from None
+    called, counted = domain or "image", unit or "1"
+    found: list[tuple[str, str, Maps, bool]] = []
+    for name in names:
+        for its, of in ((domain, unit), (called, unit), (domain, counted), (called, counted)):
+            try:
+                read = read_maps(path, domain=its, unit=of, hdu=name)
+            except MapError:
+                continue
+            found += [(name or path.name, key, maps, of != unit) for key, maps in read.items()]
+            break
+        else:
+            raise refusal
+    if not found:
+        raise refusal
+    twice = len({key for _, key, _, _ in found}) < len(found)
+    labelled = [(f"{key} {name}" if twice else key, maps, silent) for name, key, maps, silent in found]
+    return {key: maps for key, maps, _ in labelled}, {key for key, _, silent in labelled if silent}
+
+
+def _image_names(path: Path) -> Sequence[str | None]:
+    kind = file_format(path)
+    if kind == "fits":
+        return image_names(path)
+    if kind == "hdf5":
+        with h5py.File(path, "r") as file:
+            return map_names(file)
+    return [None]
+
+
+def write_maps(path: str | Path, maps: Mapping[str, Maps], *, layout: Layout = "plain") -> Path:
     """Write maps of one or more domains to one file, whole or not at all.
 
     Args:
         path: FITS, HDF5 or NPY (one domain alone).
         maps: Domain to its maps.
+        layout: Of HDF5: ``plain``, or ``skais`` for the groups that skais-mapper writes.
 
     Raises:
-        MapError: An unknown suffix, or several domains for NPY.
+        MapError: An unknown suffix or layout, several domains for NPY, or sides that ``skais`` needs are not known.
     """
     path = Path(path)
-    writer = {"fits": _write_fits, "hdf5": _write_hdf5, "npy": _write_npy}[file_format(path)]
-    writer(path, list(maps.values()))
+    kind = file_format(path)
+    if layout not in get_args(Layout):
+        raise MapError(unknown("layout", layout, get_args(Layout)))
+    if layout != "plain" and kind != "hdf5":
+        raise MapError(f"{path}: the layout '{layout}' is one of HDF5 files; write .hdf5")
+    stacks = list(maps.values())
+    if kind == "hdf5":
+        write_hdf5(path, stacks, layout)
+    else:
+        (write_fits if kind == "fits" else _write_npy)(path, stacks)
     return path
 
 
-def _named(path: Path, what: str, found: Any, given: str | None) -> str:
-    """What the file says, else what the caller says; a contradiction is an error."""
-    found = str(found).strip() if found else None
-    if found and what == "unit":
-        found = _unit(path, found, given)
-    same = found == given or (what == "unit" and found and given and units.Unit(found) == units.Unit(given))
-    if found and given and not same:
-        raise MapError(f"{path} holds maps of {what} '{found}', not '{given}'")
-    if not (found or given):
-        raise MapError(f"{path} does not say the {what} of its maps; name it with --{what}")
-    return found or str(given)
-
-
-_OLD_UNITS = {"JY/BEAM": "Jy / beam", "JY": "Jy", "MJY/SR": "MJy / sr", "KELVIN": "K", "K.KM/S": "K km / s"}
-"""Spellings of radio telescopes' files, in capitals, as AIPS and GIPSY write them."""
-
-
-def _unit(path: Path, found: str, given: str | None) -> str | None:
-    """The file's unit as astropy reads it; what the caller names stands in for one that astropy does not know."""
-    for text in (found, _OLD_UNITS.get(found.upper(), found)):
-        try:
-            units.Unit(text)
-        except ValueError:
-            continue
-        return text
-    if given:
-        return None
-    raise MapError(f"{path}: '{found}' is no unit that astropy knows; name it with --unit")
-
-
-def _stack(path: Path, values: NDArray[Any]) -> NDArray[np.float32]:
-    values = np.asarray(values)
-    if values.ndim not in (2, 3):
-        raise MapError(f"{path}: maps have two axes, stacks of maps three, not {values.ndim}")
-    return np.ascontiguousarray(values.reshape((-1, *values.shape[-2:])), np.float32)
-
-
-def _read_fits(path: Path, domain: str | None, unit: str | None) -> list[Maps]:
-    found: list[Maps] = []
-    with fits.open(path, memmap=False) as hdus:
-        tables = {(hdu.name, hdu.ver): hdu.data for hdu in hdus if isinstance(hdu, fits.BinTableHDU)}
-        for hdu in hdus:
-            if not hdu.is_image or hdu.data is None:
-                continue
-            cards, data = hdu.header, np.squeeze(hdu.data) if hdu.data.ndim > 3 else hdu.data
-            values = _stack(path, data)
-            views = tables.get(("VIEWS", len(found) + 1))
-            columns = {} if views is None else {name: views[name] for name in views.names}
-            side = columns.get("side", cards.get("SIDEKPC"))
-            found.append(
-                Maps(
-                    values,
-                    _named(path, "domain", cards.get("DOMAIN"), domain),
-                    _named(path, "unit", cards.get("BUNIT"), unit),
-                    None if side is None else np.atleast_1d(np.asarray(side, np.float64)),
-                    tuple(_text(name) for name in columns.get("name", ())),
-                    {
-                        key: cards[key]
-                        for key in cards
-                        if key not in _OWN_CARDS and not key.startswith(("NAXIS", "CHECK", "TFIELDS"))
-                    },
-                    _text(cards["PROVENAN"]) if "PROVENAN" in cards else path.name,
-                )
-            )
-    return found
-
-
-def _ascii(text: str) -> str:
-    """FITS holds ASCII alone: anything else is escaped."""
-    return text.encode("unicode_escape").decode("ascii")
-
-
-def _text(escaped: Any) -> str:
-    """Undo :func:`_ascii`; a text of other hands that is no valid escape stays as it is."""
-    try:
-        return str(escaped).encode("ascii").decode("unicode_escape")
-    except UnicodeError:
-        return str(escaped)
-
-
-def _cards(maps: Maps) -> fits.Header:
-    header = fits.Header()
-    for key, value in maps.header.items():
-        header[key] = value
-    header["BUNIT"] = maps.unit
-    header["DOMAIN"] = (maps.domain, "quantity that the map shows")
-    header["CREATOR"] = f"skyshift {__version__}"
-    if maps.provenance:
-        header["PROVENAN"] = _ascii(maps.provenance)
-    if maps.side is not None and len(set(maps.side.tolist())) == 1:
-        header["SIDEKPC"] = (float(maps.side[0]), "[kpc] side of the map")
-        if "CTYPE1" not in header:
-            rows, columns = maps.values.shape[-2:]
-            step = float(maps.side[0]) / columns
-            for axis, (name, count) in enumerate((("X", columns), ("Y", rows)), start=1):
-                header[f"CTYPE{axis}"] = name
-                header[f"CUNIT{axis}"] = "kpc"
-                header[f"CRPIX{axis}"] = (count + 1) / 2
-                header[f"CRVAL{axis}"] = 0.0
-                header[f"CDELT{axis}"] = step
-    return header
-
-
-def _write_fits(path: Path, maps: list[Maps]) -> None:
-    hdus: list[Any] = []
-    for index, stack in enumerate(maps):
-        data = stack.values[0] if len(stack) == 1 else stack.values
-        kind = fits.PrimaryHDU if index == 0 else fits.ImageHDU
-        hdus.append(kind(data, _cards(stack)))
-    for index, stack in enumerate(maps, start=1):
-        columns = []
-        if stack.names:
-            names = [_ascii(name) for name in stack.names]
-            columns.append(fits.Column("name", f"A{max(map(len, names))}", array=np.array(names)))
-        if stack.side is not None and len(stack) > 1:
-            columns.append(fits.Column("side", "D", unit="kpc", array=stack.side))
-        if columns:
-            hdus.append(fits.BinTableHDU.from_columns(columns, name="VIEWS", ver=index))
-    with write_whole(path) as side:
-        fits.HDUList(hdus).writeto(side)
-
-
-def _read_hdf5(path: Path, domain: str | None, unit: str | None) -> list[Maps]:
-    found = []
-    with h5py.File(path, "r") as file:
-        for name, data in file.items():
-            if not isinstance(data, h5py.Dataset) or data.ndim not in (2, 3):
-                continue
-            attributes = data.attrs
-            side = attributes.get("side_kpc")
-            found.append(
-                Maps(
-                    _stack(path, data[()]),
-                    _named(path, "domain", attributes.get("domain"), domain or name),
-                    _named(path, "unit", attributes.get("unit"), unit),
-                    None if side is None else np.atleast_1d(np.asarray(side, np.float64)),
-                    tuple(json.loads(attributes["names"])) if "names" in attributes else (),
-                    provenance=str(attributes.get("provenance", path.name)),
-                )
-            )
-    return found
-
-
-def _write_hdf5(path: Path, maps: list[Maps]) -> None:
-    with write_whole(path) as side, h5py.File(side, "w", libver="latest") as file:
-        for stack in maps:
-            data = file.create_dataset(stack.domain, data=stack.values, compression="gzip", shuffle=True)
-            data.attrs.update({"domain": stack.domain, "unit": stack.unit, "provenance": stack.provenance})
-            if stack.names:
-                data.attrs["names"] = json.dumps(stack.names)
-            if stack.side is not None:
-                data.attrs["side_kpc"] = stack.side
-
-
-def _read_npy(path: Path, domain: str | None, unit: str | None) -> list[Maps]:
+def _read_npy(path: Path, domain: str | None, unit: str | None) -> tuple[str, Maps]:
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -262,16 +181,15 @@ def _read_npy(path: Path, domain: str | None, unit: str | None) -> list[Maps]:
     except ValueError as error:
         raise MapError(f"{beside}, which describes {path.name}, is no JSON: {error}") from None
     side = facts.get("side_kpc")
-    return [
-        Maps(
-            _stack(path, values),
-            _named(path, "domain", facts.get("domain"), domain),
-            _named(path, "unit", facts.get("unit"), unit),
-            None if side is None else np.asarray(side, np.float64),
-            tuple(facts.get("names", ())),
-            provenance=facts.get("provenance", path.name),
-        )
-    ]
+    maps = Maps(
+        as_stack(path, values),
+        stated(path, "domain", facts.get("domain"), domain),
+        stated(path, "unit", facts.get("unit"), unit),
+        None if side is None else np.asarray(side, np.float64),
+        tuple(facts.get("names", ())),
+        provenance=facts.get("provenance", path.name),
+    )
+    return path.name, maps
 
 
 def _write_npy(path: Path, maps: list[Maps]) -> None:

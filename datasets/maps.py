@@ -1,6 +1,7 @@
 """Maps outside a store: values with a domain, a unit, an extent and where they come from."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,3 +83,55 @@ class Maps:
                 f"{bad.sum()} of {len(self)} maps of '{self.domain}' hold values that are not finite, first map "
                 f"{name}; blank pixels must be filled or the map cropped"
             )
+
+
+_OLD_UNITS = {"JY/BEAM": "Jy / beam", "JY": "Jy", "MJY/SR": "MJy / sr", "KELVIN": "K", "K.KM/S": "K km / s"}
+"""Spellings of radio telescopes' files, in capitals, as AIPS and GIPSY write them."""
+
+
+def _known_unit(path: Path, found: str, given: str | None) -> str | None:
+    """The file's unit as astropy reads it; what the caller names stands in for one that astropy does not know."""
+    for text in (found, _OLD_UNITS.get(found.upper(), found)):
+        try:
+            units.Unit(text)
+        except ValueError:
+            continue
+        return text
+    if given:
+        return None
+    raise MapError(f"{path}: '{found}' is no unit that astropy knows; name it with --unit")
+
+
+def stated(path: Path, what: str, found: Any, given: str | None) -> str:
+    """What a file says of its maps, else what the caller says; a contradiction is an error.
+
+    Args:
+        path: Of the file, for messages.
+        what: ``domain`` or ``unit``.
+        found: What the file says; nothing or empty where it does not.
+        given: What the caller says.
+
+    Raises:
+        MapError: Neither says it, they disagree, or the unit is none.
+    """
+    found = str(found).strip() if found else None
+    if found and what == "unit":
+        found = _known_unit(path, found, given)
+    same = found == given or (what == "unit" and found and given and units.Unit(found) == units.Unit(given))
+    if found and given and not same:
+        raise MapError(f"{path} holds maps of {what} '{found}', not '{given}'")
+    if not (found or given):
+        raise MapError(f"{path} does not say the {what} of its maps; name it with --{what}")
+    return found or str(given)
+
+
+def as_stack(path: Path, values: NDArray[Any]) -> NDArray[np.float32]:
+    """An image or a stack of images as (n, height, width) float32.
+
+    Raises:
+        MapError: It has another number of axes.
+    """
+    values = np.asarray(values)
+    if values.ndim not in (2, 3):
+        raise MapError(f"{path}: maps have two axes, stacks of maps three, not {values.ndim}")
+    return np.ascontiguousarray(values.reshape((-1, *values.shape[-2:])), np.float32)

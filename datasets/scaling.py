@@ -61,7 +61,8 @@ def _fitted(values: NDArray[np.floating]) -> NDArray[np.float64]:
 def _lit(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Sorted sizes of the values that are not zero; a single 1 where all are zero, so that empty maps pass."""
     size = np.abs(_fitted(values))
-    size = np.sort(size[size > 0])
+    size = size[size > 0]
+    size.sort()  # in place: a fit holds two copies of its values in float64 at the most
     return size if size.size else np.ones(1)
 
 
@@ -131,7 +132,8 @@ class Asinh(Scaling):
     def fit(cls, values: NDArray[np.floating]) -> Self:
         """Softening by :data:`SOFTENING_SHARE`, one at the :data:`FIT_QUANTILE` quantile of the non-zero values."""
         size = _lit(values)
-        share = np.cumsum(size) / size.sum()
+        share = np.cumsum(size)
+        share /= size.sum()
         span = float(np.quantile(size, FIT_QUANTILE))
         return cls(min(float(size[np.searchsorted(share, SOFTENING_SHARE)]), span), span)
 

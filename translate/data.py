@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import zarr
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from skyshift import __version__
 from skyshift.command import parse, shipped_config
+from skyshift.datasets.augmentation import Augmentation, Edges
 from skyshift.datasets.build import build_store
+from skyshift.datasets.joined import JoinedStores, open_stores
 from skyshift.datasets.loading import MapDataset, Split, StepSampler, fit_scalings, split_views
 from skyshift.datasets.scaling import Scaling
 from skyshift.datasets.shards import BuildConfig
@@ -30,7 +33,8 @@ class DataConfig:
     """Data of a translation.
 
     Attributes:
-        store: Folder of the store.
+        store: Folder of the store, or a list of stores that are trained on together (the same domains on the same
+            grid; a galaxy that several hold is on one side of the split).
         build: Configuration from which the store is built where it is not there or not whole: a file, or the name of
             one that ships with the package (``datasets/synthetic.yaml``); empty to build nothing.
         source: Domains to translate from.
@@ -39,9 +43,14 @@ class DataConfig:
         scaling: Domain to linear, asinh, log or power, where the domain's own default is not wanted.
         paired: Whether source and target of a sample show the same view.
         augment: Turn and flip training samples by the 8 symmetries of the square.
+        shift: Move training samples by up to so many pixels, mass conserved, source and target alike; 0 for none. It
+            smooths by a pixel (see datasets/augmentation.py).
+        shift_edges: What enters at the edges: zero (nothing is there) or periodic (a box).
+        intensity_jitter: Multiply training samples by up to so many dex; 0 for none. The maps are then no longer in
+            their units.
     """
 
-    store: str = "data/synthetic/maps.zarr"
+    store: list[str] | str = "data/synthetic/maps.zarr"
     build: str = ""
     source: list[str] = field(default_factory=lambda: ["gas"])
     target: list[str] = field(default_factory=lambda: ["hi"])
@@ -49,6 +58,9 @@ class DataConfig:
     scaling: dict[str, str] = field(default_factory=dict)
     paired: bool = True
     augment: bool = True
+    shift: float = 0.0
+    shift_edges: Edges = "zero"
+    intensity_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.source or not self.target:
@@ -56,6 +68,14 @@ class DataConfig:
         for name in self.scaling:
             if name not in [*self.source, *self.target]:
                 raise SkyshiftError(f"data.scaling: {unknown('domain', name, [*self.source, *self.target])}")
+        if self.build and not isinstance(self.store, str):
+            raise SkyshiftError("data.build builds one store; build each of several before, with datasets/build.py")
+        _ = self.augmentation  # refuses what cannot be
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is drawn for a training sample."""
+        return Augmentation(self.augment, self.shift, self.shift_edges, self.intensity_jitter)
 
     def open(self) -> MapStore:
         """The store, built first where that was asked for; on several processes one builds and the others wait.
@@ -66,12 +86,13 @@ class DataConfig:
         if self.build:
             with launch_state().main_process_first():
                 self._build()
-        store = MapStore(self.store)
+        store = open_stores(self.store)
         store.require_complete()
         store.require_domains([*self.source, *self.target])
         return store
 
     def _build(self) -> None:
+        assert isinstance(self.store, str)
         try:
             if MapStore(self.store).complete:
                 return
@@ -93,6 +114,11 @@ class DataConfig:
 def fingerprint(store: MapStore) -> str:
     """SHA-256 over all that a store holds: the same store, or another."""
     return store.fingerprint
+
+
+def store_paths(store: MapStore) -> str | list[str]:
+    """Where a store is, or where each of several is, for :func:`skyshift.datasets.joined.open_stores`."""
+    return [str(one.path) for one in store.stores] if isinstance(store, JoinedStores) else str(store.path)
 
 
 @dataclass
@@ -129,7 +155,7 @@ class TranslationData:
             (float(scale.min()), float(scale.max())),
             {
                 "skyshift": __version__,
-                "store": str(self.store.path),
+                "store": store_paths(self.store),
                 "fingerprint": fingerprint(self.store),
                 "split": asdict(self.config.split),
                 "seed": self.seed,
@@ -137,7 +163,7 @@ class TranslationData:
         )
 
     def dataset(self, part: str, *, augment: bool = False) -> MapDataset:
-        """Samples of one part."""
+        """Samples of one part, changed as the configuration says where ``augment`` is set."""
         return MapDataset(
             self.store,
             self.config.source,
@@ -145,7 +171,7 @@ class TranslationData:
             self.views[part],
             self.scalings,
             self.config.paired,
-            augment,
+            self.config.augmentation if augment else False,
         )
 
     def loader(self, training: TrainingConfig, plan: LoaderPlan) -> Iterable[Batch]:
@@ -160,11 +186,11 @@ class TranslationData:
             processes=plan.processes,
         )
         return DataLoader(
-            self.dataset("train", augment=self.config.augment),
+            self.dataset("train", augment=True),
             batch_sampler=sampler,
             num_workers=training.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread if training.workers else None,
+            worker_init_fn=one_thread if training.workers else None,
             persistent_workers=training.workers > 0,
         )
 
@@ -175,7 +201,13 @@ class TranslationData:
         return ", ".join(f"view {view} ({name[view]})" for view in batch["view"].tolist())
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
+    """Make a worker process one of a single thread, which a signal to the whole group does not end.
+
+    Args:
+        worker: Its number.
+    """
     torch.set_num_threads(1)
+    zarr.config.set({"threading.max_workers": 1})
     # Ctrl-C reaches the whole process group: the loop ends its step and saves, and needs its workers for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

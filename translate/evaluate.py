@@ -27,6 +27,7 @@ import yaml
 from numpy.typing import NDArray
 
 from skyshift.command import command, parse
+from skyshift.datasets.joined import open_stores
 from skyshift.datasets.loading import FIT_VIEWS, Split, split_views
 from skyshift.datasets.maps import Maps
 from skyshift.datasets.store import MapStore
@@ -363,7 +364,7 @@ def evaluate(
     translator = Translator.from_pretrained(
         folder, batch_size=batch_size, precision=precision, trust_remote_code=trust_remote_code
     )
-    store = store or MapStore(translator.translation.provenance["store"])
+    store = store or open_stores(translator.translation.provenance["store"])
     store.require_domains([*translator.source, *translator.target])
     train, views, known = _views(store, translator, part)
     if not len(views):

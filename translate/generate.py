@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from skyshift.command import command, parse
 from skyshift.datasets.formats import file_format, read_maps, write_maps
+from skyshift.datasets.formats_hdf5 import Layout
 from skyshift.datasets.store import MapStore, StoreError, ViewRecord
 from skyshift.errors import SkyshiftError
 from skyshift.translate.data import fingerprint
@@ -38,6 +39,8 @@ class GenerateConfig:
         output: A store (``.zarr``) or a file, by its suffix.
         domain: Domain of the maps of a file that does not say.
         unit: Unit of the maps of a file that does not say.
+        hdu: Which image of a file that holds several of one domain: number or name of the HDU or data set.
+        layout: Of an HDF5 output: plain, or skais for the groups that skais-mapper writes.
         batch_size: Maps translated at once.
         precision: no (float32) or bf16.
         trust_remote_code: Allow the checkpoint to name classes from outside this package.
@@ -48,6 +51,8 @@ class GenerateConfig:
     output: str = ""
     domain: str = ""
     unit: str = ""
+    hdu: str = ""
+    layout: Layout = "plain"
     batch_size: int = 32
     precision: Precision = "no"
     trust_remote_code: bool = False
@@ -130,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     to_store = output.suffix == ".zarr"
     if to_store and not source.is_dir():
         raise SkyshiftError(f"{source} is a file: it has no catalogue for a store; write FITS, HDF5 or NPY")
+    if config.layout != "plain" and (to_store or file_format(output) != "hdf5"):
+        raise SkyshiftError(f"--layout {config.layout} is one of HDF5 files; write {output.stem}.hdf5 or leave it out")
     if not to_store:
         beside = [output.with_suffix(".json")] if file_format(output) == "npy" else []
         for path in (output, *beside):
@@ -150,11 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             store.require_complete()
             maps = translator(store_maps(store, translator.source))
-            write_maps(output, maps)
+            write_maps(output, maps, layout=config.layout)
             count = len(store.catalogue())
     else:
-        maps = translator(read_maps(source, domain=config.domain or None, unit=config.unit or None))
-        write_maps(output, maps)
+        given = read_maps(source, domain=config.domain or None, unit=config.unit or None, hdu=config.hdu or None)
+        maps = translator(given)
+        write_maps(output, maps, layout=config.layout)
         count = len(next(iter(maps.values())))
     units = ", ".join(f"{channel.domain} [{channel.unit}]" for channel in translator.translation.target)
     print(f"{output}: {count} maps of {units}, {np.dtype(np.float32).name}")

@@ -164,8 +164,10 @@ def test_the_wcs_of_a_real_file_is_kept(shared: Path, tmp_path, name, unit):
 def test_several_images_of_one_domain_are_refused(shared: Path):
     """Three bands and three inverse variances, or a hundred galaxies: none is taken in silence for all."""
     for name, count in (("decals_cutout_59.1067_-30.4848.fits", 6), ("hst/btk_real_galaxy_images_extension.fits", 100)):
-        with pytest.raises(MapError, match=rf"holds {count} images of 'sky' .*copy the one that is meant into a file"):
+        with pytest.raises(MapError, match=rf"holds {count} images of 'sky' \(0?.*choose one with --hdu"):
             read_maps(shared / "optical" / name, domain="sky", unit="mJy")
+        chosen = read_maps(shared / "optical" / name, domain="sky", unit="mJy", hdu=3)["sky"]
+        np.testing.assert_array_equal(chosen.values[0], fits.getdata(shared / "optical" / name, 3).astype(np.float32))
 
 
 def test_real_images_without_a_unit(shared: Path):
@@ -196,6 +198,10 @@ def test_a_real_radio_cube(shared: Path):
     assert cube.values.ndim == 3
     assert len(cube) > 1
     assert units.Unit(cube.unit) == units.Unit("Jy / beam")
+    # the header's CRVAL3 -243 km/s at CRPIX3 -20, CDELT3 4.2 km/s in single precision
+    assert cube.names[0] == "VELO -154.8 km/s"
+    assert len(cube.names) == len(cube) == 101
+    assert cube.header["CTYPE3"].strip() == "VELO-HEL"
     # 0.68 mJy/beam of noise a channel. A corner without galaxy, robust against what is left of it: its 400 pixels are
     # some 20 beams a channel, 2000 in all, 2 % of noise in σ; the gain of the array and baselines may add 10 %.
     corner = cube.values[:, :20, :20]
@@ -336,7 +342,7 @@ def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch, suffix):
         raise OSError(28, "No space left on device")
 
     if suffix == ".fits":
-        monkeypatch.setattr(formats.fits.HDUList, "writeto", full)
+        monkeypatch.setattr(fits.HDUList, "writeto", full)
     elif suffix == ".npy":
         monkeypatch.setattr(formats.np, "save", full)
     else:
