@@ -8,6 +8,7 @@ W is a polynomial with the moments of the Wendland C2 function (``projection_ker
 evaluated are given with their errors: at most 1e-3 of a particle's peak). The mass is conserved to rounding whatever
 the support, also that of kernels much smaller than a pixel, which sampling at pixel centres loses, and of kernels
 much wider than one: these go to coarser lattices, so that the time for a particle does not grow with its support.
+(One that is wider than 16 pixels and touches the map's edge from within may lose 1e-6 over it.)
 
 Assumptions: the kernel is two-dimensional, a function of the projected distance, not a three-dimensional one
 integrated along the line of sight; a slab keeps or drops whole particles by their centre; the lines of sight are

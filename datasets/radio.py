@@ -21,7 +21,7 @@ line is optically thin, and all of it falls within the velocity width over which
 over the survey's pixels first, which makes a beam of five pixels look 1 % wider.
 
 References:
-    Meyer et al. 2017, PASA 34, 52 (arXiv:1705.04210), eq. 44 to 50 (HI masses and fluxes).
+    Meyer et al. 2017, PASA 34, 52 (arXiv:1705.04210) (HI masses, fluxes and velocity frames).
     Taylor, Carilli & Perley (eds.) 1999, Synthesis Imaging in Radio Astronomy II, ASP 180 (noise, beams, primary beam).
     Condon & Ransom 2016, Essential Radio Astronomy, Princeton (Rayleigh-Jeans; 1.2 λ / D).
 """

@@ -241,6 +241,7 @@ def test_other_fields_are_another_file(web, service, faults, big, tmp_path):
         fetch(web, tmp_path / "part")
     other = {"gas": "Coordinates,Masses"}
     assert fetch(web, tmp_path / "part", other) == service.cutout(3, other)
+    assert "range" not in service.seen[-1].headers
 
 
 def test_a_damaged_file_is_fetched_anew_and_given_up_in_the_end(web, service, tmp_path):
