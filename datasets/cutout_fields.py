@@ -13,7 +13,7 @@ References:
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from skyshift.datasets.domains import needed_fields
+from skyshift.datasets.domains import Recipes, needed_fields
 from skyshift.datasets.tng_units import tng_fields
 from skyshift.errors import SkyshiftError
 
@@ -118,13 +118,14 @@ class FieldPlan:
         return FieldPlan({kind: tuple(names) for kind, names in fields.items()}, self.needed_by, dropped)
 
 
-def plan_fields(domains: Iterable[str], simulation: str, snapshot: int) -> FieldPlan:
+def plan_fields(domains: Iterable[str], simulation: str, snapshot: int, recipes: Recipes | None = None) -> FieldPlan:
     """The fields to ask for so that the maps of ``domains`` can be made.
 
     Args:
         domains: Names of domains.
         simulation: As the web service calls it.
         snapshot: Its number; of a mini snapshot, fields that it is known to lack are dropped.
+        recipes: Choices of physics, which decide what HI needs.
 
     Raises:
         DomainError: A domain is unknown.
@@ -133,7 +134,7 @@ def plan_fields(domains: Iterable[str], simulation: str, snapshot: int) -> Field
     fields: dict[str, dict[str, None]] = {}
     needed_by: dict[str, list[str]] = {}
     for domain in dict.fromkeys(domains):
-        for kind, names in needed_fields([domain]).items():
+        for kind, names in needed_fields([domain], recipes).items():
             asked = fields.setdefault(API_KINDS[kind], dict.fromkeys(ALWAYS[API_KINDS[kind]]))
             for name in sorted(set(names) - set(_GIVEN)):
                 sources = tng_fields(name)

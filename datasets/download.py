@@ -22,6 +22,7 @@ from typing import Any
 from skyshift.command import command, parse
 from skyshift.datasets.cutout_fields import FieldPlan, plan_fields
 from skyshift.datasets.cutouts import CutoutFetcher, DownloadError, Outcome, fetch_all, sole_use, write_manifest
+from skyshift.datasets.domains import Recipes
 from skyshift.datasets.tng_api import Selection, Snapshot, TngService
 from skyshift.datasets.tng_connections import Politeness
 from skyshift.datasets.tng_key import find_key
@@ -45,6 +46,7 @@ class DownloadConfig(Selection):
         simulation: As the service calls it.
         snapshot: Its number.
         domains: The maps to be made; only the fields that they need are downloaded.
+        recipes: Choices of physics, which decide what HI needs.
         output: Folder of the cutouts.
         subhalos: Numbers of subhaloes to take instead of a selection.
         base_url: Address of the service; by default $TNG_API_URL, else that of the TNG project.
@@ -58,6 +60,7 @@ class DownloadConfig(Selection):
     simulation: str = "TNG100-1"
     snapshot: int = 99
     domains: list[str] = field(default_factory=lambda: ["gas", "hi"])
+    recipes: Recipes = field(default_factory=Recipes)
     output: str = "data/cutouts"
     subhalos: list[int] | None = None
     base_url: str = ""
@@ -130,7 +133,7 @@ def download(config: DownloadConfig, *, progress: bool = True) -> list[Outcome]:
         FieldsError: The snapshot lacks a field that a domain cannot do without.
         KeyMissingError: There is no key.
     """
-    plan = plan_fields(config.domains, config.simulation, config.snapshot)
+    plan = plan_fields(config.domains, config.simulation, config.snapshot, config.recipes)
     key = find_key(config.key_file)
     polite, base_url, output = config.politeness, find_base_url(config.base_url), Path(config.output)
     with Web(base_url, key, polite, allow_http=config.allow_http, key_hosts=config.key_hosts) as web:

@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from skyshift.datasets.cutout_facts import cutout_facts
 from skyshift.datasets.galaxy import PARTICLE_TYPES, Galaxy
 from skyshift.datasets.smoothing import cell_radius, with_support
 from skyshift.datasets.synthetic import PARAMETERS, SyntheticSimulation, write_simulation
@@ -252,7 +253,15 @@ class CutoutSource(GalaxySource):
     def read(self, number: int, need: Need) -> Galaxy:
         """One file."""
         path = self._paths()[number]
-        galaxy = read_cutout(path, need=need, partial=self.partial)
+        facts = cutout_facts(path)
+        galaxy = read_cutout(path, need=need, partial=self.partial, centre=facts.centre if facts else None)
+        if facts:
+            radii = {kind: radius for kind, radius in facts.half_mass_radius.items() if kind in galaxy.half_mass_radius}
+            galaxy = replace(
+                galaxy,
+                velocity=np.array(facts.velocity),
+                half_mass_radius={**galaxy.half_mass_radius, **radii},
+            )
         if galaxy.number < 0:  # the file does not say which subhalo it is
             galaxy = replace(galaxy, number=number, name=path.stem)
         galaxy.require_count(self.minimum_particles)
