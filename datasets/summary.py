@@ -305,7 +305,17 @@ def contact_sheet(stacks: Mapping[str, Maps], columns: int = 6) -> Figure:
         unit = "arcsec" if maps.side is None else "kpc"
         sides = [side_in_arcsec(maps)] * len(maps) if maps.side is None else maps.side.tolist()
         panels: list[Panel | None] = [
-            Panel(maps.values[i], maps.names[i], maps.unit, colours, sides[i], domain, signed, unit)
+            Panel(
+                maps.values[i],
+                maps.names[i],
+                maps.unit,
+                colours,
+                sides[i],
+                domain,
+                signed,
+                unit,
+                0.5 if signed else 0.01,
+            )
             for i in range(len(maps))
         ]
         panels += [None] * (-len(panels) % columns)
