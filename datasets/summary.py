@@ -250,11 +250,18 @@ def _store_lines(facts: Mapping[str, Any]) -> list[str]:
         lines.append("  labels: " + ", ".join(f"{name} ({count:,} views)" for name, count in held["labels"].items()))
     if facts["failures"]:
         lines.append(f"  galaxies that could not be built: {len(facts['failures']):,}")
-        lines += [f"    {entry}" for entry in facts["failures"][:5]]
+        lines += [f"    {_failure_line(entry)}" for entry in facts["failures"][:5]]
     sampled = max((f["sampled"] for f in facts["domains"].values()), default=0)
     if sampled < held["views"]:
         lines.append(f"  values below are of {sampled:,} views chosen at random; maps and empty maps count all")
     return lines
+
+
+def _failure_line(entry: Any) -> str:
+    """One galaxy and why it failed, where the entry says so; else the entry as it is."""
+    if isinstance(entry, dict) and "galaxy" in entry and "message" in entry:
+        return f"galaxy {entry['galaxy']}: {entry['message']}"
+    return str(entry)
 
 
 def side_in_arcsec(maps: Maps) -> float | None:
@@ -298,7 +305,17 @@ def contact_sheet(stacks: Mapping[str, Maps], columns: int = 6) -> Figure:
         unit = "arcsec" if maps.side is None else "kpc"
         sides = [side_in_arcsec(maps)] * len(maps) if maps.side is None else maps.side.tolist()
         panels: list[Panel | None] = [
-            Panel(maps.values[i], maps.names[i], maps.unit, colours, sides[i], domain, signed, unit)
+            Panel(
+                maps.values[i],
+                maps.names[i],
+                maps.unit,
+                colours,
+                sides[i],
+                domain,
+                signed,
+                unit,
+                0.5 if signed else 0.01,
+            )
             for i in range(len(maps))
         ]
         panels += [None] * (-len(panels) % columns)

@@ -38,6 +38,8 @@ class Panel:
         stretch: Panels of a row with the same stretch share one norm and one colour bar.
         signed: Symmetric about zero.
         extent_unit: Of ``side``: kpc, arcsec, …
+        softening: The stretch is linear below this share of its top: 0.01 shows decades (columns, differences), 0.5 is
+            almost linear (velocities).
     """
 
     values: NDArray[np.floating]
@@ -48,6 +50,7 @@ class Panel:
     stretch: str = ""
     signed: bool = False
     extent_unit: str = "kpc"
+    softening: float = 0.01
 
     @property
     def extent(self) -> tuple[float, float, float, float] | None:
@@ -68,17 +71,18 @@ def unit_label(unit: str) -> str:
     return "" if parsed == units.dimensionless_unscaled else f"[{parsed.to_string('latex_inline')}]"
 
 
-def shared_norm(maps: Sequence[NDArray[np.floating]], signed: bool) -> AsinhNorm:
-    """An asinh stretch for maps that are compared: linear below a hundredth of the 99.5 % quantile.
+def shared_norm(maps: Sequence[NDArray[np.floating]], signed: bool, softening: float = 0.01) -> AsinhNorm:
+    """An asinh stretch for maps that are compared, up to the 99.5 % quantile of their sizes.
 
     Args:
         maps: Of any shapes; what is not finite does not count.
         signed: Symmetric about zero; else from zero upwards.
+        softening: Linear below this share of the top.
     """
     values = np.concatenate([np.abs(m[np.isfinite(m)]).ravel() for m in maps])
     positive = values[values > 0]
     top = float(np.quantile(positive, 0.995)) if positive.size else 1.0
-    return AsinhNorm(linear_width=top / 100, vmin=-top if signed else 0.0, vmax=top)
+    return AsinhNorm(linear_width=top * softening, vmin=-top if signed else 0.0, vmax=top)
 
 
 def colours(name: str) -> Colormap:
@@ -110,7 +114,7 @@ def _norms(rows: Sequence[Sequence[Panel | None]]) -> dict[str, AsinhNorm]:
     for row in rows:
         for name, panels in _groups(row).items():
             members.setdefault(name, []).extend(panels.values())
-    return {name: shared_norm([panel.values for panel in ps], ps[0].signed) for name, ps in members.items()}
+    return {name: shared_norm([p.values for p in ps], ps[0].signed, ps[0].softening) for name, ps in members.items()}
 
 
 def map_figure(

@@ -73,11 +73,11 @@ def test_a_store(tmp_path, capsys):
 
 def test_an_unfinished_store_and_its_failures(tmp_path, capsys):
     store = store_of(tmp_path / "s.zarr", shards=2)
-    (tmp_path / "s.zarr" / "failures.json").write_text(json.dumps([{"galaxy": 7, "reason": "its file is cut off"}]))
+    (tmp_path / "s.zarr" / "failures.json").write_text(json.dumps([{"galaxy": 7, "message": "its file is cut off"}]))
     text = run(capsys, str(store.path))
     assert "store of 16 views, not finished, 2 of 3 shards" in text
     assert "galaxies that could not be built: 1" in text
-    assert "its file is cut off" in text
+    assert "galaxy 7: its file is cut off" in text
     empty = store_of(tmp_path / "e.zarr", shards=0)
     assert "store of 0 views, not finished, 0 of 3 shards" in run(capsys, str(empty.path))
 

@@ -39,6 +39,10 @@ def test_signed_maps_are_symmetric_about_zero():
     assert norm.vmin == -norm.vmax
     assert norm(0.0) == pytest.approx(0.5), "zero is the middle of the colour map"
     assert shared_norm([MAPS[0]], signed=False).vmin == 0
+    # half of the range in velocity is about half of the colours where the stretch is almost linear, far more by decades
+    gentle, steep = (shared_norm([velocity], True, softening) for softening in (0.5, 0.01))
+    assert gentle(gentle.vmax / 2) == pytest.approx(0.5 + 0.5 * np.arcsinh(1) / np.arcsinh(2))
+    assert steep(steep.vmax / 2) > 0.9
 
 
 def test_pixels_without_a_value_are_grey():
