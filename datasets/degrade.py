@@ -30,7 +30,7 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from skyshift.datasets.beams import beam_area
+from skyshift.datasets.beams import BeamError, beam_area, matching_kernel
 from skyshift.datasets.observation import Observation, ObservationError, check_map
 from skyshift.datasets.optical import UNIT, noise_sigma, psf_kernel
 from skyshift.datasets.radio import beam_cards
@@ -42,8 +42,8 @@ from skyshift.datasets.surveys import OpticalSurvey, RadioSurvey, Survey, get_su
 Array = NDArray[np.float64]
 
 _FWHM2 = 8.0 * np.log(2.0)
-_REGULAR = 1e-5
-"""ε over the maximum of |P_A|², which is 1."""
+_REGULARISATION = np.sqrt(1e-5)
+"""ε of :func:`skyshift.datasets.beams.matching_kernel`: surveys' own models have no noise."""
 _CLOSE = 0.02
 """Largest difference between K ⊛ P_A and P_B, over the peak of P_B."""
 
@@ -247,33 +247,24 @@ def _missing(left: Any, wanted: Any, first: Survey, second: Survey, unit: str) -
 # Optical.
 
 
-def matching_kernel(from_psf: NDArray[Any], to_psf: NDArray[Any]) -> Array:
-    """Kernel that turns one point spread function into another, on the same pixels.
-
-    Args:
-        from_psf: (k, k) odd, sum 1.
-        to_psf: (l, l) odd, sum 1.
-
-    Returns:
-        (m, m) odd, m the larger of the two, sum 1.
+def _matching(first: Array, second: Array) -> Array:
+    """Kernel from one point spread function to another on the same pixels; a single pixel where they are equal.
 
     Raises:
         ObservationError: No kernel does it to 2 % of the peak: the second is narrower than the first.
     """
-    size = max(*from_psf.shape, *to_psf.shape)
-    first, second = (
-        np.pad(np.asarray(psf, np.float64), [((size - side) // 2,) * 2 for side in psf.shape])
-        for psf in (from_psf, to_psf)
-    )
+    size = max(*first.shape, *second.shape)
+    first, second = (np.pad(psf, [((size - side) // 2,) * 2 for side in psf.shape]) for psf in (first, second))
     if np.abs(first - second).max() < 1e-6 * second.max():
         return np.ones((1, 1))
-    # Twice the size, so that the kernel does not wrap around.
-    n = 2 * size + 1
-    a, b = (scipy.fft.fft2(scipy.fft.ifftshift(np.pad(psf, (n - size) // 2))) for psf in (first, second))
-    ratio = scipy.fft.fftshift(scipy.fft.ifft2(b * a.conj() / (np.abs(a) ** 2 + _REGULAR)).real)
-    edge = (n - size) // 2
-    kernel = ratio[edge : n - edge, edge : n - edge]
-    kernel = kernel / kernel.sum()
+    try:
+        kernel = matching_kernel(first, second, _REGULARISATION)
+    except BeamError as error:
+        raise ObservationError(
+            f"no kernel turns the first point spread function into the second: {error}. An image can be smoothed, not "
+            "sharpened; degrade to a survey with a wider one"
+        ) from None
+    edge = size // 2 + 1
     difference = float(np.abs(convolve(np.pad(first, edge), kernel) - np.pad(second, edge)).max() / second.max())
     if difference > _CLOSE:
         raise ObservationError(
@@ -281,7 +272,7 @@ def matching_kernel(from_psf: NDArray[Any], to_psf: NDArray[Any]) -> Array:
             f"{100 * difference:.0f} % of the peak. An image can be smoothed, not sharpened; degrade to a survey "
             "with a wider one"
         )
-    return np.asarray(kernel)
+    return kernel
 
 
 def _optical(
@@ -296,7 +287,7 @@ def _optical(
     """Image through the new point spread function, noise to add, σ, and cards."""
     second.band(bands[1])
     pixel, ratio = first.pixel_arcsec, second.pixel_arcsec / first.pixel_arcsec
-    kernel = matching_kernel(psf_kernel(first, bands[0]), psf_kernel(second, bands[1], pixel))
+    kernel = _matching(psf_kernel(first, bands[0]), psf_kernel(second, bands[1], pixel))
     smooth = convolve(image, kernel) if kernel.size > 1 else image
     clean = np.asarray(rebin(smooth, pixel, second.pixel_arcsec, size), np.float64)
     before = noise_sigma(image, first, bands[0]) ** 2 if noise_in is None else np.full(image.shape, noise_in**2)

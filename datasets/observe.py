@@ -37,10 +37,10 @@ from skyshift.datasets.optical import observe_optical
 from skyshift.datasets.radio import PrimaryBeam, in_kelvin, observe_radio
 from skyshift.datasets.resampling import rebin
 from skyshift.datasets.sky import Placement
-from skyshift.datasets.store import MapStore, StoreError, ViewRecord
+from skyshift.datasets.store import MapStore, StoreError, ViewRecord, is_store
 from skyshift.datasets.surveys import OpticalSurvey, Survey, SurveyError, get_survey, load_survey
 from skyshift.errors import SkyshiftError
-from skyshift.files import write_json
+from skyshift.files import location, write_json
 from skyshift.naming import unknown
 
 Layer = Literal["noisy", "clean", "sigma"]
@@ -205,15 +205,8 @@ class Observer:
 
     def plan(self, store: MapStore) -> dict[str, Any]:
         """All that decides what the observations of a store are."""
-        source = {"observed_from": str(store.path), "fingerprint": _fingerprint(store)}
+        source = {"observed_from": str(store.path), "fingerprint": store.fingerprint}
         return {**source, **self.settings(), "plan": store.plan}
-
-
-def _fingerprint(store: MapStore) -> str:
-    digest = hashlib.sha256(json.dumps(store.plan, sort_keys=True, default=str).encode())
-    for record in store.records():
-        digest.update(repr(record).encode())
-    return digest.hexdigest()
 
 
 def observe_store(config: ObserveConfig, *, progress: bool = True) -> MapStore:
@@ -227,7 +220,7 @@ def observe_store(config: ObserveConfig, *, progress: bool = True) -> MapStore:
         StoreError: The input is not whole, or the output holds something else.
         SkyshiftError: What the survey refuses: see :mod:`skyshift.datasets.radio` and :mod:`skyshift.datasets.optical`.
     """
-    store, output = MapStore(config.input), Path(config.output)
+    store, output = MapStore(config.input), location(config.output)
     store.require_complete()
     observer = Observer(config, store.units)
     records = store.records()
@@ -265,7 +258,8 @@ def observe_store(config: ObserveConfig, *, progress: bool = True) -> MapStore:
         views = [view_layers(record) for record in own]
         none = np.zeros((0, config.pixels, config.pixels), np.float32)
         maps = {name: np.concatenate([none, *(view[name].values for view in views)]) for name in made.domains}
-        made.write_shard(shard, maps, [_observed(config, r, field_arcsec, v) for r, v in zip(own, views, strict=True)])
+        kept = [_observed(config, record, field_arcsec, view) for record, view in zip(own, views, strict=True)]
+        made.write_shard(shard, maps, kept, store.failures(shard))
     return made
 
 
@@ -337,7 +331,7 @@ def observe_to_files(config: ObserveConfig) -> list[Path]:
         SkyshiftError: The folder holds something else, or a map has no size in kpc.
     """
     folder = Path(config.output)
-    observer, plan, views = (_store_views if Path(config.input).is_dir() else _file_views)(config)
+    observer, plan, views = (_store_views if is_store(config.input) else _file_views)(config)
     mark = folder / "observe.json"
     if folder.exists() and (not mark.is_file() or json.loads(mark.read_text()) != plan):
         raise SkyshiftError(f"{folder} holds other files; choose another output or delete it")
@@ -360,15 +354,16 @@ def observe_to_files(config: ObserveConfig) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     config, _ = parse(ObserveConfig, arguments, None, "Observe the maps of a store or a file with a survey.")
-    source = Path(config.input)
-    if not source.exists():
+    source = config.input
+    from_store = is_store(source)
+    if not from_store and not Path(source).is_file():
         raise SkyshiftError(f"there is no {source} to observe (--input)")
     if not config.output.endswith(".zarr"):
         if config.include:
             raise SkyshiftError("only a store keeps simulated maps beside the observation; leave out --include")
         print(f"{config.output}: {len(observe_to_files(config))} FITS files")
         return
-    if not source.is_dir():
+    if not from_store:
         raise SkyshiftError(
             f"{source} is a file: it has no catalogue for a store; name a folder for FITS files instead"
         )

@@ -34,7 +34,7 @@ from skyshift.errors import SkyshiftError
 from skyshift.files import Location, flush, has_file, location, patiently, reaching, write_folder_whole
 from skyshift.naming import unknown
 
-__all__ = ["FORMAT", "LARGEST_SHARD", "Failure", "MapStore", "StoreError", "ViewRecord", "shard_size"]
+__all__ = ["FORMAT", "LARGEST_SHARD", "Failure", "MapStore", "StoreError", "ViewRecord", "is_store", "shard_size"]
 
 FORMAT = 1
 """Version of the layout; a store of a later one is refused."""
@@ -64,6 +64,13 @@ def _zarr_place(path: Location) -> Any:
         return path
     options = {**path.storage_options, "use_listings_cache": False}
     return zarr.storage.FsspecStore.from_url(str(path), storage_options=options)
+
+
+def is_store(path: str | Location) -> bool:
+    """Whether there is a map store, or another Zarr group, at a path or address."""
+    place = location(path)
+    with reaching(place):
+        return has_file(place / "zarr.json")
 
 
 class MapStore:

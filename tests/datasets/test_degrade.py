@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skyshift.datasets.beams import gaussian_kernel
 from skyshift.datasets.degrade import (
     NoisierWarning,
     beam_covariance,
     degrade,
     matching_beam,
-    matching_kernel,
     residual_noise,
 )
 from skyshift.datasets.observation import ObservationError
@@ -202,15 +200,6 @@ def test_noise_left_by_an_optical_kernel():
     with pytest.warns(NoisierWarning, match="cannot be taken away"):
         seen = degrade(noise, first, silent, seed=0, noise_in=1.0)
     assert seen.clean[15:-15, 15:-15].std() == pytest.approx(float(np.median(seen.sigma)), rel=0.06)
-
-
-def test_kernels_between_gaussians():
-    """A Gaussian from a Gaussian is the Gaussian of the difference of their variances."""
-    kernel = matching_kernel(gaussian_kernel(6.0), gaussian_kernel(10.0))
-    expected = gaussian_kernel(8.0)
-    pad = (kernel.shape[0] - expected.shape[0]) // 2
-    inner = kernel[pad : kernel.shape[0] - pad, pad : kernel.shape[0] - pad]
-    np.testing.assert_allclose(inner, expected, atol=0.02 * expected.max())
 
 
 # What cannot be.
