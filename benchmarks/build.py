@@ -41,8 +41,7 @@ BAR = 1.6
 
 @dataclass
 class Timings:
-    """Seconds of the builds, by number of workers; seconds a build where two unrelated ones run at once; and the
-    fingerprints of all stores."""
+    """Seconds of builds by number of workers, and a build where two unrelated ones run at once; all fingerprints."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     unrelated: list[float] = field(default_factory=list)
