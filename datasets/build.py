@@ -137,7 +137,7 @@ def build_store(config: BuildConfig, *, progress: bool = True) -> MapStore:
     with bar:
         if todo:
             _build(config, items, store, todo, note)
-    if todo or pending:
+    if todo or pending or not has_file(store.path / "manifest.json"):
         for shard in store.pending_shards():
             store.accept(shard)
         failures.write()
@@ -210,8 +210,9 @@ def _on_workers(
             elif future.status == "error" and isinstance(future.exception(), KilledWorker):
                 killed.append(shard)
             elif future.status == "error":
+                error = future.exception()
                 client.cancel(list(futures))
-                future.result()
+                raise error
             else:
                 cut_off += 1
         dead = len(started - set(client.nthreads()))
