@@ -44,8 +44,8 @@ from skyshift.datasets.domains import get_domain
 from skyshift.datasets.failures import Failures
 from skyshift.datasets.shards import BuildConfig, Outcome, build_shard
 from skyshift.datasets.sources import GalaxySource, Item, SyntheticSource
-from skyshift.datasets.store import MapStore, StoreError, shard_size
-from skyshift.files import has_file, location, reaching, remove_tree, write_json
+from skyshift.datasets.store import MapStore, StoreError, is_store, shard_size
+from skyshift.files import has_file, location, remove_tree, write_json
 
 DEFAULT_CONFIG = "datasets/synthetic.yaml"
 
@@ -53,14 +53,9 @@ POLL = 1.0
 """Seconds between two looks at the shards that another build is at."""
 
 
-def _is_store(path: str) -> bool:
-    with reaching(location(path)):
-        return has_file(location(path) / "zarr.json")
-
-
 def _open_or_create(config: BuildConfig, items: Sequence[Item]) -> MapStore:
     plan = config.plan(len(items))
-    if not _is_store(config.store):
+    if not is_store(config.store):
         views = len(items) * config.rotations
         try:
             return MapStore.create(
@@ -73,7 +68,7 @@ def _open_or_create(config: BuildConfig, items: Sequence[Item]) -> MapStore:
                 plan=plan,
             )
         except StoreError:
-            if not _is_store(config.store):  # else another build made it just now
+            if not is_store(config.store):  # else another build made it just now
                 raise
     store = MapStore(config.store)
     different = [key for key in {**store.plan, **plan} if store.plan.get(key) != plan.get(key)]

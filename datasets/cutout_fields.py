@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from skyshift.datasets.domains import Recipes, needed_fields
-from skyshift.datasets.tng_units import tng_fields
+from skyshift.datasets.tng_units import NOT_IN_MINI, tng_fields
 from skyshift.errors import SkyshiftError
 
 API_KINDS: dict[str, str] = {"gas": "gas", "dm": "dm", "stars": "stars", "wind": "stars", "black_holes": "bhs"}
@@ -44,28 +44,24 @@ class Scarce:
     """A field that not every snapshot has.
 
     Attributes:
-        mini: Whether the mini snapshots have it. ``None``: not known; it is asked for, and the service's answer
-            decides.
         instead: What takes its place; "" where nothing can.
         sources: The fields of the same kind from which that is made.
     """
 
-    mini: bool | None
     instead: str = ""
     sources: tuple[str, ...] = ("Coordinates",)
 
 
 SCARCE: dict[str, Scarce] = {
-    "CenterOfMass": Scarce(False, "Coordinates"),
-    "GFM_Metals": Scarce(False),
-    "GFM_StellarPhotometrics": Scarce(False),
+    "CenterOfMass": Scarce("Coordinates"),
+    "GFM_Metals": Scarce(),
+    "GFM_StellarPhotometrics": Scarce(),
     "NeutralHydrogenAbundance": Scarce(
-        False,
         "neutral fractions from ionisation equilibrium with self-shielding (Rahmati et al. 2013)",
         ("Density", "InternalEnergy", "ElectronAbundance"),
     ),
-    "StellarHsml": Scarce(None, "the distance to the 32nd nearest star"),
-    "SubfindHsml": Scarce(None, "the distance to the 64th nearest dark-matter particle"),
+    "StellarHsml": Scarce("the distance to the 32nd nearest star"),
+    "SubfindHsml": Scarce("the distance to the 64th nearest dark-matter particle"),
 }
 """All that is known of fields which a snapshot may lack. A field that does not stand here is in every snapshot, or has
 nothing to take its place."""
@@ -104,7 +100,7 @@ class FieldPlan:
         dropped = dict(self.dropped)
         fields = {kind: [name for name in names if name not in missing] for kind, names in self.fields.items()}
         for name in sorted(missing):
-            scarce = SCARCE.get(name, Scarce(None))
+            scarce = SCARCE.get(name, Scarce())
             if not scarce.instead:
                 who = ", ".join(self.needed_by.get(name, ())) or "every map of its kind"
                 raise FieldsError(
@@ -151,6 +147,6 @@ def plan_fields(domains: Iterable[str], simulation: str, snapshot: int, recipes:
     )
     if is_mini(simulation, snapshot):
         asked_for = {name for names in plan.fields.values() for name in names}
-        missing = {name for name in asked_for if name in SCARCE and SCARCE[name].mini is False}
+        missing = {name for name in asked_for if name in NOT_IN_MINI}
         plan = plan.without(missing, f"snapshot {snapshot} of {simulation} is a mini snapshot")
     return plan

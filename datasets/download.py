@@ -22,7 +22,7 @@ from typing import Any
 from skyshift.command import command, parse
 from skyshift.datasets.cutout_fields import FieldPlan, plan_fields
 from skyshift.datasets.cutouts import CutoutFetcher, DownloadError, Outcome, fetch_all, sole_use, write_manifest
-from skyshift.datasets.domains import Recipes
+from skyshift.datasets.domains import Recipes, load_domains
 from skyshift.datasets.tng_api import Selection, Snapshot, TngService
 from skyshift.datasets.tng_connections import Politeness
 from skyshift.datasets.tng_key import find_key
@@ -47,6 +47,7 @@ class DownloadConfig(Selection):
         snapshot: Its number.
         domains: The maps to be made; only the fields that they need are downloaded.
         recipes: Choices of physics, which decide what HI needs.
+        domain_files: Python files with domains of your own (:func:`skyshift.datasets.domains.load_domains`).
         output: Folder of the cutouts.
         subhalos: Numbers of subhaloes to take instead of a selection.
         base_url: Address of the service; by default $TNG_API_URL, else that of the TNG project.
@@ -61,6 +62,7 @@ class DownloadConfig(Selection):
     snapshot: int = 99
     domains: list[str] = field(default_factory=lambda: ["gas", "hi"])
     recipes: Recipes = field(default_factory=Recipes)
+    domain_files: list[str] = field(default_factory=list)
     output: str = "data/cutouts"
     subhalos: list[int] | None = None
     base_url: str = ""
@@ -133,6 +135,7 @@ def download(config: DownloadConfig, *, progress: bool = True) -> list[Outcome]:
         FieldsError: The snapshot lacks a field that a domain cannot do without.
         KeyMissingError: There is no key.
     """
+    load_domains(config.domain_files)
     plan = plan_fields(config.domains, config.simulation, config.snapshot, config.recipes)
     key = find_key(config.key_file)
     polite, base_url, output = config.politeness, find_base_url(config.base_url), Path(config.output)

@@ -113,8 +113,8 @@ REPLACED: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """A field that a file may lack: the TNG fields from which it is computed instead, and the recipe in words."""
 
-NOT_IN_MINI = ("NeutralHydrogenAbundance", "GFM_Metals", "MagneticField", "SubfindHsml", "StellarHsml")
-"""Fields that the mini snapshots of IllustrisTNG do not carry, for messages."""
+NOT_IN_MINI = ("CenterOfMass", "GFM_Metals", "GFM_StellarPhotometrics", "NeutralHydrogenAbundance")
+"""Fields that the mini snapshots of IllustrisTNG are known to lack."""
 
 
 def tng_fields(name: str) -> tuple[str, ...]:

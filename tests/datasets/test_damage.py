@@ -230,7 +230,7 @@ def test_the_real_cutout_without_neutral_hydrogen(shared):
 @pytest.mark.parametrize(
     ("domains", "recipes", "message"),
     [
-        (["bfield"], {}, r"PartType0 has no MagneticField, needed for 'magnetic_field' of gas \(mini snapshots do not"),
+        (["bfield"], {}, r"PartType0 has no MagneticField, needed for 'magnetic_field' of gas\."),
         (["hi"], {"hydrogen": "cell"}, r"no GFM_Metals, needed for 'hydrogen_fraction' of gas \(mini snapshots"),
     ],
 )
