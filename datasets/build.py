@@ -155,10 +155,18 @@ def _build(
         rows = store.shard_rows(shard)
         return items[rows.start // config.rotations : rows.stop // config.rotations]
 
+    cut_off = 0
     with claims.alive():
         while todo:
-            if config.scheduler or (config.workers > 1 and len(todo) > 1):
-                elsewhere = _on_workers(config, galaxies, todo, claims.builder, note)
+            if cut_off or config.scheduler or (config.workers > 1 and len(todo) > 1):
+                elsewhere, lost = _on_workers(config, galaxies, todo, claims.builder, note)
+                cut_off += bool(lost)
+                if cut_off > config.retries:
+                    raise StoreError(
+                        f"{config.store}: the scheduler lost {len(lost)} shards, which are not built; those that are "
+                        "done are kept, run the build again"
+                    )
+                elsewhere += lost
             else:
                 elsewhere = []
                 for shard in todo:
@@ -177,11 +185,11 @@ def _on_workers(
     todo: Sequence[int],
     builder: str,
     note: Callable[[Outcome], None],
-) -> list[int]:
+) -> tuple[list[int], list[int]]:
     """Build shards on the workers of a cluster.
 
     Returns:
-        Shards that another build is at.
+        Shards that another build is at, and those that the scheduler gave up without a result, which may be tried again.
     """
     # Imported here: it takes half a second that a build in this process can do without.
     from distributed import KilledWorker, as_completed
@@ -190,7 +198,7 @@ def _on_workers(
 
     if config.scheduler and isinstance(location(config.store), Path):
         config = replace(config, store=str(Path(config.store).absolute()))  # workers may stand elsewhere
-    elsewhere, killed, cut_off, dead = [], [], 0, 0
+    elsewhere, killed, lost, dead = [], [], [], 0
     with connect(config.scheduler, min(config.workers, len(todo)), config.retries) as client:
         started = set(client.nthreads())
         futures = {
@@ -209,22 +217,17 @@ def _on_workers(
                 client.cancel(list(futures))
                 raise error
             else:
-                cut_off += 1
+                lost.append(shard)
         dead = len(started - set(client.nthreads()))
     if dead and not config.scheduler:
         print(f"{dead} of {len(started)} workers died; their shards were built again by others", file=sys.stderr)
-    if cut_off:
-        raise StoreError(
-            f"{config.store}: the scheduler was lost, {cut_off} shards are not built; those that are done are kept, "
-            "run the build again"
-        )
     if killed:
         raise StoreError(
             f"{config.store}: shard {killed[0]} (galaxies {[item.number for item in galaxies(killed[0])]}) killed its "
             "worker each time it was tried, most likely for want of memory; all other shards are kept. Build with "
             "fewer workers or smaller chunk_particles, or leave the galaxy out"
         )
-    return elsewhere
+    return elsewhere, lost
 
 
 @command
