@@ -14,8 +14,8 @@ dilation d and padding p of each,
 
     R ← R + (k - 1) d j,    o ← o - p j,    j ← j s,    from R = 1, o = 0, j = 1,
 
-so logit i sees pixels o + i j to o + i j + R - 1 on each axis (some of them padding). A normalisation over the whole map
-(instance, group) lets each logit feel the rest of the map besides, through mean and spread alone.
+so logit i sees pixels o + i j to o + i j + R - 1 on each axis (some of them padding). A normalisation over the whole
+map (instance, group) lets each logit feel the rest of the map besides, through mean and spread alone.
 
 References:
     Isola, Zhu, Zhou & Efros 2017, arXiv:1611.07004.
@@ -232,9 +232,7 @@ class Aperture(nn.Module):
         side: Of the map, kpc.
     """
 
-    def __init__(
-        self, method: TranslationMethod, number: int, channel: Channel, radius: float, side: float
-    ) -> None:
+    def __init__(self, method: TranslationMethod, number: int, channel: Channel, radius: float, side: float) -> None:
         super().__init__()
         self.method, self.number, self.channel = method, number, channel
         self.radius, self.side = radius, side

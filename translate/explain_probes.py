@@ -112,9 +112,7 @@ def _shuffled(maps: Tensor, generator: np.random.Generator) -> Tensor:
     return maps.flatten(1)[:, order].reshape(maps.shape)
 
 
-def spread_views(
-    views: NDArray[np.integer], groups: NDArray[np.integer], count: int, seed: int
-) -> NDArray[np.int64]:
+def spread_views(views: NDArray[np.integer], groups: NDArray[np.integer], count: int, seed: int) -> NDArray[np.int64]:
     """``count`` of the views, in their order, of as many groups as there are; all where ``count`` is 0 or too large."""
     if count <= 0 or count >= len(views):
         return np.asarray(views, np.int64)

@@ -49,7 +49,9 @@ def removal_curves(
         Order to ``deletion`` and ``insertion``, each (n, steps).
     """
     fills = background[np.unique(np.linspace(0, len(background) - 1, FILLS).astype(int))]
-    found = {name: {mode: np.zeros((len(inputs), len(shares))) for mode in ("deletion", "insertion")} for name in scores}
+    found = {
+        name: {mode: np.zeros((len(inputs), len(shares))) for mode in ("deletion", "insertion")} for name in scores
+    }
     size = inputs[0].numel()
     counts = torch.from_numpy(np.round(np.asarray(shares) * size).astype(np.int64))
     for name, values in scores.items():

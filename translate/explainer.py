@@ -194,7 +194,7 @@ class Explainer:
                     f"explained are maps of {', '.join(self.domains)}; given are maps of {', '.join(maps) or 'none'}: "
                     f"'{domain}' is not among them"
                 )
-        scaled = []
+        scaled: list[NDArray[np.float32]] = []
         for channel in self.channels:
             stack = maps[channel.domain].to(channel.unit)
             stack.require_finite()
@@ -223,9 +223,7 @@ class Explainer:
             for i, channel in enumerate(self.channels)
         }
 
-    def background(
-        self, store: MapStore, views: Sequence[int] | NDArray[np.integer], text: str = ""
-    ) -> Background:
+    def background(self, store: MapStore, views: Sequence[int] | NDArray[np.integer], text: str = "") -> Background:
         """A background of true maps of a store.
 
         Raises:
@@ -277,9 +275,7 @@ class Explainer:
         found = []
         for i, side in enumerate(sides):  # the aperture is another set of pixels on each
             model = Aperture(self.method, self._number, self._channel, self.what.aperture, float(side))
-            found.append(
-                explain(model, inputs[i : i + 1], background, config, keys=keys[i : i + 1], spectrum=spectrum)
-            )
+            found.append(explain(model, inputs[i : i + 1], background, config, keys=keys[i : i + 1], spectrum=spectrum))
         return joined(found)
 
     @torch.no_grad()

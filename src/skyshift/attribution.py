@@ -13,10 +13,17 @@ relative to the change that is explained or, where that is next to nothing, to t
 background. A sample whose ε exceeds the tolerance is given twice the draws, and again, up to ``refine`` times; what
 still exceeds it is refused by :meth:`Attribution.require_complete`.
 
-The expectation is taken over points of a Sobol sequence in (background, α), shifted at random for each sample
-(Cranley & Patterson 1976): unbiased like independent draws, with far less noise for the same number of gradients, as
-each background is drawn equally often with α spread evenly. Independent draws, whose error falls as 1/√n, are there to
-compare with (``sampling="random"``).
+Paths are not smooth. Instance normalisation makes a network blind to the amplitude of a map, so that all of the change
+on the way from an empty map happens within α < 0.01, where independent uniform draws rarely come: their completeness
+error can exceed 1 after hundreds of draws. Therefore every background is drawn equally often, with α stratified in the
+coordinate
+
+    u(α) = α/2 + λ(α)/4 + (1 - λ(1 - α))/4,    λ(α) = ln(1 + α/δ) / ln(1 + 1/δ),    δ = 1e-4,
+
+half of whose draws are spread evenly and half by the logarithm of the distance from either end, and each draw weighted
+by dα/du (from four draws a background on; fewer are spread evenly). Weights are normalised for each background, which makes the estimate exact where f is linear; the bias of such
+a ratio falls as 1/draws. Independent uniform draws, whose error falls as 1/√draws, are there to compare with
+(``sampling="random"``).
 
 In the Fourier basis the same expectation splits by spatial frequency. With F the discrete transform over the N pixels,
 
@@ -32,8 +39,8 @@ References:
     Erion et al. 2021, Improving performance of deep learning models with axiomatic attribution priors and expected
     gradients, Nature Machine Intelligence 3, 620, arXiv:1906.10670.
     Sundararajan, Taly & Yan 2017, Axiomatic Attribution for Deep Networks, ICML, arXiv:1703.01365.
-    Cranley & Patterson 1976, Randomization of Number Theoretic Methods for Multiple Integration,
-    doi:10.1137/0713071.
+    McKay, Beckman & Conover 1979, A Comparison of Three Methods for Selecting Values of Input Variables, Technometrics
+    21, 239 (stratified and Latin hypercube sampling).
 """
 
 import copy
@@ -45,7 +52,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.quasirandom import SobolEngine
 
 from skyshift.errors import SkyshiftError
 
@@ -76,7 +82,7 @@ class AttributionConfig:
         batch_size: Points in one pass of the model; 0 for 64 on a CPU and 1024 on a GPU.
         seed: Of the draws.
         precision: Of the model's passes: no (float32), bf16 or fp16 (GPU only).
-        sampling: Draws of the gradient explainer: ``sobol`` or ``random`` (independent).
+        sampling: Draws of the gradient explainer: ``stratified``, or ``random`` (independent and uniform).
         tolerance: Completeness error above which an explanation is refused.
         refine: How often the gradient explainer may double the draws of a sample above the tolerance.
         mask: What hides a region from the partition explainer: ``mean`` of the background, or ``blur`` of the sample.
@@ -89,7 +95,7 @@ class AttributionConfig:
     batch_size: int = 0
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
-    sampling: Literal["sobol", "random"] = "sobol"
+    sampling: Literal["stratified", "random"] = "stratified"
     tolerance: float = 0.05
     refine: int = 4
     mask: Literal["mean", "blur"] = "mean"
@@ -214,9 +220,11 @@ def input_gradient(
 ) -> Values:
     """Plain gradients ∂f/∂x at the samples, (n, outputs, *shape): the baseline that SHAP values are compared with."""
     run = Runner(out_of_place(model), config or AttributionConfig(), outputs)
-    return torch.cat([gradients(run, x.to(run.device).float()).cpu() for x in inputs.split(run.batch_size)], 1).transpose(
-        0, 1
-    ).numpy()
+    return (
+        torch.cat([gradients(run, x.to(run.device).float()).cpu() for x in inputs.split(run.batch_size)], 1)
+        .transpose(0, 1)
+        .numpy()
+    )
 
 
 def gradients(run: "Runner", points: Tensor) -> Tensor:
@@ -300,13 +308,68 @@ class Runner:
         return torch.cat([self(part.to(self.device)).double().cpu() for part in x.split(self.batch_size)])
 
 
-def _draws(config: AttributionConfig, key: int, first: int, last: int) -> Numbers:
-    """(last - first, 2) numbers in [0, 1): the draws number ``first`` to ``last`` - 1 of a sample."""
-    generator = np.random.default_rng([config.seed, key])
+END = 1e-4
+"""δ: distance from the ends of a path below which α is drawn evenly again."""
+
+FEWEST_CELLS = 4
+"""With fewer draws for a background their weights would be noise: α is then stratified evenly, without weights."""
+
+
+def _coordinate(alpha: Numbers) -> Numbers:
+    """u(α) of the module's text."""
+    top = np.log1p(1.0 / END)
+    near = np.log1p(alpha / END) / top
+    far = 1.0 - np.log1p((1.0 - alpha) / END) / top
+    return alpha / 2 + near / 4 + far / 4
+
+
+def _density(alpha: Numbers) -> Numbers:
+    """du/dα."""
+    top = np.log1p(1.0 / END)
+    return 0.5 + 0.25 / (top * (END + alpha)) + 0.25 / (top * (END + 1.0 - alpha))
+
+
+_HALF = np.concatenate([[0.0], np.geomspace(END / 1e3, 0.5, 4096)])
+_ALPHA = np.concatenate([_HALF, 1.0 - _HALF[-2::-1]])
+_U = _coordinate(_ALPHA)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Points on the paths from backgrounds to one sample.
+
+    Attributes:
+        background: (draws,) numbers of backgrounds.
+        alpha: (draws,) places on the paths, 0 at the background.
+        weight: (draws,), of mean 1.
+    """
+
+    background: NDArray[np.int64]
+    alpha: Numbers
+    weight: Numbers
+
+
+def draw(config: AttributionConfig, key: int, samples: int, backgrounds: int) -> Draws:
+    """The draws of one sample, fixed by the seed, its key and their number.
+
+    Stratified, there are as many for each background: ``samples`` rounded up to a multiple of ``backgrounds``, or one
+    each for a random choice of backgrounds where there are fewer samples.
+    """
+    generator = np.random.default_rng([config.seed, key, samples])
     if config.sampling == "random":
-        return generator.random((last, 2))[first:]
-    points = SobolEngine(2).draw(last, dtype=torch.float64).numpy()[first:]
-    return (points + generator.random(2)) % 1.0
+        which = generator.integers(backgrounds, size=samples)
+        return Draws(which, generator.random(samples), np.ones(samples))
+    chosen = generator.permutation(backgrounds)[: min(samples, backgrounds)]
+    cells = -(-samples // len(chosen))
+    # In each cell of u the draws of all backgrounds stand at different places: a Latin square.
+    places = generator.permuted(np.tile(np.arange(len(chosen)), (cells, 1)), axis=1).T
+    u = (np.arange(cells) + (places + generator.random(places.shape)) / len(chosen)) / cells
+    if cells < FEWEST_CELLS:
+        return Draws(np.repeat(chosen, cells), u.ravel(), np.ones(u.size))
+    alpha = np.interp(u, _U, _ALPHA)
+    weight = 1.0 / _density(alpha)
+    weight /= weight.mean(axis=1, keepdims=True)
+    return Draws(np.repeat(chosen, cells), alpha.ravel(), weight.ravel())
 
 
 class _Gradient:
@@ -318,27 +381,26 @@ class _Gradient:
         self.config, self.run = config, Runner(model, config, outputs)
         values = self.run.evaluate(background)
         self.base, self.spread = values.mean(0), values.std(0, correction=0)
-        # Neighbours in the Sobol sequence's first coordinate are then alike in output: less noise at no cost.
-        self.background = background[torch.argsort(values.mean(1))].to(self.run.device).float()
+        self.background = background.to(self.run.device).float()
 
     def explain(self, inputs: Tensor, keys: Sequence[int], spectrum: bool) -> Attribution:
         config, count = self.config, len(inputs)
         output = self.run.evaluate(inputs) if count else torch.zeros((0, len(self.base)), dtype=torch.float64)
         change = output - self.base
         scale = torch.maximum(change.abs(), self.spread)
-        values, rings = self._block(inputs, keys, 0, config.samples, spectrum)
-        draws = torch.full((count,), config.samples)
-        for round_ in range(config.refine):
+        values, rings, used = self._block(inputs, keys, config.samples, spectrum)
+        draws = torch.full((count,), used)
+        for round_ in range(1, config.refine + 1):
             missing = (values.flatten(2).double().sum(2) - change).abs()
             poor = torch.nonzero((missing > config.tolerance * scale).any(1)).flatten()
             if not len(poor):
                 break
-            first = config.samples * 2**round_
-            more, more_rings = self._block(inputs[poor], [keys[i] for i in poor.tolist()], first, 2 * first, spectrum)
-            values[poor] = (values[poor] + more) / 2
-            if rings is not None and more_rings is not None:
-                rings[poor] = (rings[poor] + more_rings) / 2
-            draws[poor] = 2 * first
+            # Strata get finer with the draws and the error falls faster than 1/√draws: the new ones replace the old.
+            again = [keys[i] for i in poor.tolist()]
+            better, better_rings, used = self._block(inputs[poor], again, config.samples * 2**round_, spectrum)
+            values[poor], draws[poor] = better, used
+            if rings is not None and better_rings is not None:
+                rings[poor] = better_rings
         return Attribution(
             values.numpy(),
             output.numpy(),
@@ -350,38 +412,41 @@ class _Gradient:
         )
 
     def _block(
-        self, inputs: Tensor, keys: Sequence[int], first: int, last: int, spectrum: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Means over draws ``first`` to ``last`` - 1: values (n, outputs, *shape) and rings, on the CPU."""
-        shape, outputs = inputs.shape[1:], len(self.base)
-        together = min(last - first, self.run.batch_size)
+        self, inputs: Tensor, keys: Sequence[int], samples: int, spectrum: bool
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """Values (n, outputs, *shape) and rings from so many draws, on the CPU, and how many there were."""
+        shape, outputs, device = inputs.shape[1:], len(self.base), self.run.device
+        drawn = [draw(self.config, key, samples, len(self.background)) for key in keys]
+        used = len(drawn[0].alpha) if drawn else samples
+        together = min(used, self.run.batch_size)
         step = max(1, self.run.batch_size // together)
-        split = ring_sums(shape[-2:], self.run.device) if spectrum else None
+        split = ring_sums(shape[-2:], device) if spectrum else None
         values, rings = torch.empty((len(inputs), outputs, *shape)), None
         if split is not None:
             rings = torch.empty((len(inputs), outputs, shape[0], split.rings))
         for start in range(0, len(inputs), step):
             rows = slice(start, min(start + step, len(inputs)))
-            drawn = np.stack([_draws(self.config, key, first, last) for key in keys[rows]])
-            u = torch.from_numpy(drawn).to(self.run.device)
-            which = (u[..., 0] * len(self.background)).long().clamp_(max=len(self.background) - 1)
-            alpha = u[..., 1].float()
-            x = inputs[rows].to(self.run.device).float().unsqueeze(1)
+            which, alpha, weight = (
+                torch.from_numpy(np.stack([getattr(d, name) for d in drawn[rows]])).to(device)
+                for name in ("background", "alpha", "weight")
+            )
+            x = inputs[rows].to(device).float().unsqueeze(1)
             sums: Tensor | float = 0.0
             ring_totals: Tensor | float = 0.0
-            for begin in range(0, last - first, together):
+            for begin in range(0, used, together):
                 part = slice(begin, begin + together)
                 delta = x - self.background[which[:, part]]
-                a = alpha[:, part].reshape(*alpha[:, part].shape, *(1,) * len(shape))
-                points = (x - (1.0 - a) * delta).flatten(0, 1)
-                slopes = gradients(self.run, points).reshape(outputs, *delta.shape)
+                ones = (1,) * len(shape)
+                back = (1.0 - alpha[:, part]).float().reshape(*delta.shape[:2], *ones)
+                slopes = gradients(self.run, (x - back * delta).flatten(0, 1)).reshape(outputs, *delta.shape)
+                delta *= (weight[:, part] / used).float().reshape(*delta.shape[:2], *ones)
                 sums = sums + torch.einsum("kns...,ns...->nk...", slopes, delta)
                 if split is not None:
                     ring_totals = ring_totals + split(delta, slopes)
-            values[rows] = (torch.as_tensor(sums) / (last - first)).cpu()
+            values[rows] = torch.as_tensor(sums).cpu()
             if rings is not None:
-                rings[rows] = (torch.as_tensor(ring_totals) / (last - first)).cpu()
-        return values, rings
+                rings[rows] = torch.as_tensor(ring_totals).cpu()
+        return values, rings, used
 
 
 class ring_sums:  # noqa: N801
@@ -412,4 +477,3 @@ class ring_sums:  # noqa: N801
         d, g = torch.fft.rfft2(delta), torch.fft.rfft2(gradients)
         product = (d.conj() * g).real.sum(dim=2)  # over the draws
         return torch.einsum("kncp,pr->nkcr", product.flatten(-2), self._weights)
-
