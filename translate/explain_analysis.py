@@ -114,7 +114,8 @@ def octaves(rings: int, pixels: int) -> tuple[NDArray[np.int64], tuple[str, ...]
         elif inside.min() > nyquist:
             labels.append(f"< {pixels / nyquist:.3g} px")
         else:
-            labels.append(f"{pixels / inside.max():.3g}–{pixels / inside.min():.3g} px")
+            ends = sorted({f"{pixels / inside.max():.3g}", f"{pixels / inside.min():.3g}"}, key=float)
+            labels.append("–".join(ends) + " px")
     return octave, tuple(labels)
 
 

@@ -85,7 +85,14 @@ def overlay(
     )
 
 
-def page(rows: Sequence[Row], domains: Sequence[str], map_units: Sequence[str], unit: str, title: str) -> Figure:
+def page(
+    rows: Sequence[Row],
+    domains: Sequence[str],
+    map_units: Sequence[str],
+    unit: str,
+    title: str,
+    titles: Sequence[str] = (),
+) -> Figure:
     """Map, SHAP and overlay of every channel, a row a view.
 
     Args:
@@ -94,6 +101,7 @@ def page(rows: Sequence[Row], domains: Sequence[str], map_units: Sequence[str], 
         map_units: Of the channels' maps.
         unit: Of the SHAP values, in words.
         title: Of the page.
+        titles: Of the columns, three a channel; by default the domain, its SHAP and both.
     """
     columns = 3 * len(domains)
     figure = Figure(figsize=(2.55 * columns + 1.2, 2.6 * len(rows) + 0.7), layout="constrained")
@@ -120,10 +128,11 @@ def page(rows: Sequence[Row], domains: Sequence[str], map_units: Sequence[str], 
                 axis.set_xlim(extent[:2])
                 axis.set_ylim(extent[2:])
                 if i == 0:
-                    axis.set_title((name, f"SHAP of {name}", "both")[j], fontsize=8)
+                    usual = (name, f"SHAP of {name}", "both")
+                    axis.set_title(titles[3 * c + j] if titles else usual[j], fontsize=8)
                 if i == len(rows) - 1:
                     axis.set_xlabel("x [kpc]" if row.side else "x [pixel]", fontsize=7)
-        bar = figure.colorbar(shap_image, ax=axes[i, :].tolist(), shrink=0.85, pad=0.005, aspect=22)
+        bar = figure.colorbar(shap_image, ax=axes[i, -1], shrink=0.85, pad=0.01, aspect=22)
         bar.ax.tick_params(labelsize=6)
         bar.set_label(f"SHAP [{unit} / pixel]", fontsize=7)
         label = f"{row.title}\ny [{'kpc' if row.side else 'pixel'}]"

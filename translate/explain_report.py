@@ -341,11 +341,9 @@ class Explanation:
         rows = [Row(r.title, r.maps[wanted], r.values[wanted], r.side, None) for r in rows]
         unit = [self.explainer.channels[keep].unit] * 2
         name = domains[keep]
-        figure = page(rows, [name, name], unit, self.unit, "")
-        figure.suptitle(
-            f"left: true {name} and its SHAP; right: {probe} {name} and SHAP({probe}) − SHAP(true)", fontsize=9
-        )
-        return figure
+        titles = [f"{name}, true", "SHAP(true)", "both", f"{name}, {probe}", f"SHAP({probe}) − SHAP(true)", "both"]
+        title = f"What changes in the evidence of {name} from the true pair to the {probe} one"
+        return page(rows, [name, name], unit, self.unit, title, titles)
 
     def _curves(self) -> Any:
         panels = []

@@ -20,10 +20,10 @@ coordinate
 
     u(α) = α/2 + λ(α)/4 + (1 - λ(1 - α))/4,    λ(α) = ln(1 + α/δ) / ln(1 + 1/δ),    δ = 1e-4,
 
-half of whose draws are spread evenly and half by the logarithm of the distance from either end, and each draw weighted
-by dα/du (from four draws a background on; fewer are spread evenly). Weights are normalised for each background, which makes the estimate exact where f is linear; the bias of such
-a ratio falls as 1/draws. Independent uniform draws, whose error falls as 1/√draws, are there to compare with
-(``sampling="random"``).
+half of whose draws are spread evenly and half by the logarithm of the distance from either end, each weighted by dα/du
+(from four draws a background on; fewer are spread evenly). Weights are normalised for each background, which makes the
+estimate exact where f is linear; the bias of such a ratio falls as 1/draws. Independent uniform draws, whose error
+falls as 1/√draws, are there to compare with (``sampling="random"``).
 
 In the Fourier basis the same expectation splits by spatial frequency. With F the discrete transform over the N pixels,
 
@@ -231,8 +231,7 @@ def gradients(run: "Runner", points: Tensor) -> Tensor:
     """∂f_k/∂x at points (p, *shape) on the device: (outputs, p, *shape)."""
     points = points.detach().requires_grad_(True)
     with torch.enable_grad():
-        # A copy, so that a model which changes its input in place changes no leaf.
-        y = run(points.clone()).sum(0)
+        y = run(points).sum(0)
         last = len(y) - 1
         return torch.stack(
             [torch.autograd.grad(one, points, retain_graph=k < last)[0] for k, one in enumerate(y.unbind())]
@@ -293,7 +292,7 @@ class Runner:
         """
         kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, kind, enabled=self.precision != "no"):
-            y = self.model(x)
+            y = self.model(x.clone())  # which a model may change in place
         if y.ndim != 2:
             raise AttributionError(f"a model to explain gives (batch, outputs), not {tuple(y.shape)}")
         if self.outputs is None:
