@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from skyshift import __version__
-from skyshift.attribution import AttributionConfig, AttributionError, Runner, input_gradient, out_of_place
+from skyshift.attribution import Attribution, AttributionConfig, AttributionError, Runner, input_gradient, out_of_place
 from skyshift.command import command, parse
 from skyshift.datasets.formats import read_maps, write_maps
 from skyshift.datasets.loading import PARTS, Split, split_views
@@ -173,7 +173,7 @@ class Work:
         if config.as_trained:
             attribution = replace(attribution, precision=training_precision(self.checkpoint))
         self.attribution = attribution
-        explainer._require_size(self.inputs(self.views[:1]))
+        explainer.require_size(self.inputs(self.views[:1]))
         if "other_galaxy" in self.probes:
             self.partners = self.views[partners(self.views, self.groups, attribution.seed)]
 
@@ -299,16 +299,24 @@ class Work:
             attribution = explainer.explain(
                 shown, self.background.inputs, self.attribution, sides=sides, keys=views.tolist(), spectrum=spectrum
             )
-            if not self.config.allow_incomplete:
-                names = [f"{name} ({probe})" for name in next(iter(maps.values())).names]
-                try:
-                    attribution.require_complete(self.attribution.tolerance, names)
-                except AttributionError as error:
-                    raise AttributionError(
-                        f"{error}; --allow_incomplete true keeps them and marks them. What was explained before is kept"
-                    ) from None
+            self.require_complete(probe, attribution, next(iter(maps.values())).names)
             found[probe] = Probed(shown, attribution)
         return found
+
+    def require_complete(self, probe: str, attribution: Attribution, names: Sequence[str]) -> None:
+        """Refuse explanations that do not add up, unless they are allowed.
+
+        Raises:
+            AttributionError: They do not, and are not.
+        """
+        if self.config.allow_incomplete:
+            return
+        try:
+            attribution.require_complete(self.attribution.tolerance, [f"{name} ({probe})" for name in names])
+        except AttributionError as error:
+            raise AttributionError(
+                f"{error}; --allow_incomplete true keeps them and marks them. What was explained before is kept"
+            ) from None
 
     def _shown(self, probe: str, rows: slice, true: Tensor) -> Tensor:
         explainer, views = self.explainer, self.views[rows]
@@ -394,6 +402,8 @@ def _collect(work: Work, probes: dict[str, Probed], processes: int) -> Explanati
     store.require_domains(names)
     maps = work.maps(work.views, names)
     first = next(iter(maps.values()))
+    for probe, probed in probes.items():  # parts may be left from a run that allowed more
+        work.require_complete(probe, probed.attribution, first.names)
     sides = np.ones(len(first)) if first.side is None else first.side
     leading = next(iter(probes.values()))
     removal = work.removal(leading.inputs, leading.attribution.values.mean(axis=1))

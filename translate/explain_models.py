@@ -7,7 +7,8 @@ A generator G is explained in physical units: the value of one target pixel, or 
 
     M = A Σ_{r < R} s⁻¹(G(x)),
 
-with the inverse scaling s⁻¹ and the pixel area A: the mass inside (for means such as a temperature, the mean inside).
+with the inverse scaling s⁻¹ (clipped at the domain's minimum, as in every translated map) and the pixel area A: the
+mass inside (for means such as a temperature, the mean inside).
 
 Every logit sees a square of the map, its receptive field. From the first layer to the last, with kernel k, stride s,
 dilation d and padding p of each,
@@ -218,7 +219,7 @@ class TargetPixel(nn.Module):
         if not (0 <= row < height and 0 <= column < width):
             raise SkyshiftError(f"there is no pixel ({row}, {column}) on maps of {height} x {width}")
         scaled = self.method.translate(source)[:, self.number : self.number + 1, row, column]
-        return self.channel.scaling.inverse(scaled.float())
+        return _physical(self.channel, scaled)
 
 
 class Aperture(nn.Module):
@@ -251,8 +252,13 @@ class Aperture(nn.Module):
         if not bool(inside.any()):
             raise SkyshiftError(f"an aperture of {self.radius:g} kpc holds no pixel ({pixel:.3g} kpc wide)")
         weight = inside * pixel**2 if is_column(self.channel.unit) else inside / inside.sum()
-        physical = self.channel.scaling.inverse(self.method.translate(source)[:, self.number].float())
+        physical = _physical(self.channel, self.method.translate(source)[:, self.number])
         return (physical * weight).sum((1, 2)).unsqueeze(1)
+
+
+def _physical(channel: Channel, scaled: Tensor) -> Tensor:
+    """Scaled to physical values, clipped at the domain's minimum as in every translated map."""
+    return channel.scaling.inverse(scaled.float()).clamp(min=channel.minimum)
 
 
 def is_column(unit: str) -> bool:
@@ -267,4 +273,7 @@ def _decomposed(unit: str) -> tuple[list[units.UnitBase], list[float]]:
 
 def aperture_unit(unit: str) -> str:
     """Of what :class:`Aperture` gives for a channel in ``unit``."""
-    return str((units.Unit(unit) * units.kpc**2).to_string()) if is_column(unit) else unit
+    if not is_column(unit):
+        return unit
+    total = units.Unit(unit) * units.kpc**2
+    return "Msun" if total == units.Msun else str(total.to_string())

@@ -5,7 +5,6 @@ are computed, does not depend on how many processes there are, so the values do 
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +107,4 @@ class Parts:
     def drop_unfinished(self) -> None:
         """Remove what a killed run left half written."""
         for path in (self.folder / "parts").glob(".*.partial*"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            path.unlink()

@@ -202,10 +202,15 @@ class Explainer:
                 raise MapError(f"maps of {channel.domain} have shape {stack.values.shape}, others {scaled[0].shape}")
             scaled.append(np.asarray(channel.scaling.forward(stack.values), np.float32))
         found = torch.from_numpy(np.stack(scaled, axis=1))
-        self._require_size(found)
+        self.require_size(found)
         return found
 
-    def _require_size(self, inputs: Tensor) -> None:
+    def require_size(self, inputs: Tensor) -> None:
+        """Check that maps are no larger than those of the training.
+
+        Raises:
+            AttributionError: They are.
+        """
         height, width = inputs.shape[-2:]
         if self.pixels is not None and max(height, width) > self.pixels:
             raise AttributionError(
@@ -262,7 +267,7 @@ class Explainer:
         Raises:
             AttributionError: They cannot be made.
         """
-        self._require_size(inputs)
+        self.require_size(inputs)
         keys = list(range(len(inputs))) if keys is None else list(keys)
         if self.what.of == "discriminator" and self.network is not None:
             model: nn.Module = Logits(self.network, self.what.explained, self.what.patch)

@@ -195,11 +195,11 @@ def test_the_adapter_is_shap(images):
 
 @pytest.mark.parametrize("name", ["shap_gradient", "partition"])
 def test_the_global_generator_is_left_as_it_was(images, name):
-    np.random.seed(5)
-    wanted = np.random.random(3)
-    np.random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    wanted = np.random.random(3)  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
     explain(Linear(weights()), images[0][:1], images[1], AttributionConfig(explainer=name, samples=4, evaluations=10))
-    np.testing.assert_array_equal(np.random.random(3), wanted)
+    np.testing.assert_array_equal(np.random.random(3), wanted)  # noqa: NPY002
 
 
 @pytest.mark.parametrize("mask", ["mean", "blur"])
@@ -280,7 +280,7 @@ def test_what_works_in_place_outside_its_modules_is_explained_by_gradients_and_r
     x, b = (tensor.clone() for tensor in images)
     found = explain(HiddenInPlace(), x, b, AttributionConfig(samples=512))
     assert found.completeness_error.max() < 0.05
-    with pytest.raises(AttributionError, match="in place|not exact here"):
+    with pytest.raises(AttributionError, match=r"in place|not exact here"):
         explain(HiddenInPlace(), x, b, AttributionConfig(explainer="deep"))
     torch.testing.assert_close(x, images[0], rtol=0, atol=0)
     torch.testing.assert_close(b, images[1], rtol=0, atol=0)
