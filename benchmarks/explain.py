@@ -1,5 +1,4 @@
-"""What the discriminators look at, and what an explanation costs: speed and error against ``shap``, known values, SHAP
-of the embedded default and of the real TNG50-4 regions.
+"""What the discriminators look at, and what it costs to know: speed and error against ``shap``, and figures.
 
     python benchmarks/explain.py [--quick] [--json FILE] [--runs FOLDER]
 
@@ -258,9 +257,9 @@ def main() -> None:
             report(claims, asked.json)
             return
         results = {}
-        jobs = [("default", "The embedded default: gas and HI of toy galaxies", default, 64)]
+        jobs = [("default", "The embedded default: gas and HI of toy galaxies", default, 40)]
         if FOLDER.is_dir():
-            jobs.append(("regions", "Real TNG50-4 regions: gas and HI around density peaks", train_regions(runs), 48))
+            jobs.append(("regions", "Real TNG50-4 regions: gas and HI around density peaks", train_regions(runs), 24))
         sections: list[str] = []
         for name, title, output, views in jobs:
             folder = runs / f"{name}_explained"

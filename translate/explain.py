@@ -100,7 +100,7 @@ class ExplainConfig:
     checkpoint: str = "runs/gas_to_hi"
     store: str = ""
     part: Literal["test", "validation", "train"] = "test"
-    views: int = 64
+    views: int = 40
     what: WhatConfig = field(default_factory=WhatConfig)
     probes: list[str] = field(
         default_factory=lambda: ["true", "translated", "other_galaxy", "shuffled_domain", "rotated_source"]

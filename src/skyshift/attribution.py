@@ -15,15 +15,12 @@ still exceeds it is refused by :meth:`Attribution.require_complete`.
 
 Paths are not smooth. Instance normalisation makes a network blind to the amplitude of a map, so that all of the change
 on the way from an empty map happens within α < 0.01, where independent uniform draws rarely come: their completeness
-error can exceed 1 after hundreds of draws. Therefore every background is drawn equally often, with α stratified in the
-coordinate
-
-    u(α) = α/2 + λ(α)/4 + (1 - λ(1 - α))/4,    λ(α) = ln(1 + α/δ) / ln(1 + 1/δ),    δ = 1e-4,
-
-half of whose draws are spread evenly and half by the logarithm of the distance from either end, each weighted by dα/du
-(from four draws a background on; fewer are spread evenly). Weights are normalised for each background, which makes the
-estimate exact where f is linear; the bias of such a ratio falls as 1/draws. Independent uniform draws, whose error
-falls as 1/√draws, are there to compare with (``sampling="random"``).
+error can exceed 1 after hundreds of draws. Therefore every background is drawn equally often, α is stratified, and from
+four draws a background on half of them are for the ends of the path, α < a and α > 1 - a with a = 0.05, spread evenly
+in ln(δ + α) with δ = 1e-4 and weighted by the inverse of that density; the others are even between the ends. The
+weights of the even ones are multiplied by (1 - Σ w_ends) / (1 - 2a), whose mean is 1 and which does not depend on where
+they are: the estimate stays unbiased and is exact where f is linear. Independent uniform draws, whose error falls as
+1/√draws, are there to compare with (``sampling="random"``).
 
 In the Fourier basis the same expectation splits by spatial frequency. With F the discrete transform over the N pixels,
 
@@ -307,30 +304,14 @@ class Runner:
         return torch.cat([self(part.to(self.device)).double().cpu() for part in x.split(self.batch_size)])
 
 
-END = 1e-4
-"""δ: distance from the ends of a path below which α is drawn evenly again."""
+END = 0.05
+"""a: length of either end of a path."""
+
+FLOOR = 1e-4
+"""δ: distance from the very end below which α is drawn evenly again."""
 
 FEWEST_CELLS = 4
-"""With fewer draws for a background their weights would be noise: α is then stratified evenly, without weights."""
-
-
-def _coordinate(alpha: Numbers) -> Numbers:
-    """u(α) of the module's text."""
-    top = np.log1p(1.0 / END)
-    near = np.log1p(alpha / END) / top
-    far = 1.0 - np.log1p((1.0 - alpha) / END) / top
-    return alpha / 2 + near / 4 + far / 4
-
-
-def _density(alpha: Numbers) -> Numbers:
-    """du/dα."""
-    top = np.log1p(1.0 / END)
-    return 0.5 + 0.25 / (top * (END + alpha)) + 0.25 / (top * (END + 1.0 - alpha))
-
-
-_HALF = np.concatenate([[0.0], np.geomspace(END / 1e3, 0.5, 4096)])
-_ALPHA = np.concatenate([_HALF, 1.0 - _HALF[-2::-1]])
-_U = _coordinate(_ALPHA)
+"""With fewer draws a background all of them are even."""
 
 
 @dataclass(frozen=True)
@@ -360,15 +341,22 @@ def draw(config: AttributionConfig, key: int, samples: int, backgrounds: int) ->
         return Draws(which, generator.random(samples), np.ones(samples))
     chosen = generator.permutation(backgrounds)[: min(samples, backgrounds)]
     cells = -(-samples // len(chosen))
-    # In each cell of u the draws of all backgrounds stand at different places: a Latin square.
+    # In each cell the draws of all backgrounds stand at different places: a Latin square.
     places = generator.permuted(np.tile(np.arange(len(chosen)), (cells, 1)), axis=1).T
-    u = (np.arange(cells) + (places + generator.random(places.shape)) / len(chosen)) / cells
-    if cells < FEWEST_CELLS:
-        return Draws(np.repeat(chosen, cells), u.ravel(), np.ones(u.size))
-    alpha = np.interp(u, _U, _ALPHA)
-    weight = 1.0 / _density(alpha)
-    weight /= weight.mean(axis=1, keepdims=True)
-    return Draws(np.repeat(chosen, cells), alpha.ravel(), weight.ravel())
+    inside = (places + generator.random(places.shape)) / len(chosen)  # (backgrounds, cells), in [0, 1)
+    ends = cells // 4 if cells >= FEWEST_CELLS else 0
+    alpha, weight = np.empty_like(inside), np.empty_like(inside)
+    low, high, middle = np.s_[:, :ends], np.s_[:, ends : 2 * ends], np.s_[:, 2 * ends :]
+    for number, end in enumerate((low, high)):
+        if ends:
+            distance = FLOOR * np.expm1((np.arange(ends) + inside[end]) / ends * np.log1p(END / FLOOR))
+            alpha[end] = distance if number == 0 else 1.0 - distance
+            weight[end] = (FLOOR + distance) * np.log1p(END / FLOOR) / ends
+    edge = END if ends else 0.0
+    even = cells - 2 * ends
+    alpha[middle] = edge + (1.0 - 2 * edge) * (np.arange(even) + inside[middle]) / even
+    weight[middle] = (1.0 - weight[:, : 2 * ends].sum(1, keepdims=True)) / even
+    return Draws(np.repeat(chosen, cells), alpha.ravel(), weight.ravel() * cells)
 
 
 class _Gradient:

@@ -424,6 +424,9 @@ def test_what_does_not_add_up_is_refused_and_then_marked(capsys, run, tmp_path):
         json.loads((output / "summary.json").read_text())["probes"]["true"]["completeness_error"]["above_tolerance"]
         == 6
     )
+    before = contents(output)
+    assert "do not add up" in refused(capsys, run, output, *strict), "what was allowed once is not allowed for good"
+    assert contents(output) == before
 
 
 def test_a_generator_is_explained_by_the_command(run, tmp_path):
