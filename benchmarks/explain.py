@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from skyshift.attribution import Attribution, AttributionConfig, explain, out_of_place
 from skyshift.files import write_text
-from skyshift.translate.explain import ExplainConfig, Work, explain_store
+from skyshift.translate.explain import explain_store
 from skyshift.translate.explain_models import Logits
 from skyshift.translate.explain_report import Explanation
+from skyshift.translate.explain_work import ExplainConfig, Work
 
 SHARED = Path(os.environ.get("SKYSHIFT_SHARED", ROOT.parent / "shared" / "data"))
 FOLDER = SHARED / "tng" / "TNG50-4-Subbox0" / "output" / "snapdir_2332"

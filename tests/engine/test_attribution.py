@@ -11,11 +11,11 @@ from skyshift.attribution import (
     Attribution,
     AttributionConfig,
     AttributionError,
-    draw,
     explain,
     input_gradient,
     out_of_place,
 )
+from skyshift.attribution_draws import draw
 from skyshift.attribution_shap import blurred, channel_tree, inexact_layers
 from skyshift.translate.networks.patchgan import PatchGAN
 
@@ -384,7 +384,7 @@ def test_values_depend_on_the_key_alone(images):
 
 @pytest.mark.parametrize("samples", [3, 8, 20, 256])
 def test_every_background_is_drawn_equally_often(samples):
-    made = draw(AttributionConfig(), 5, samples, 8)
+    made = draw("stratified", (0, 5), samples, 8)
     counts = np.bincount(made.background, minlength=8)
     assert set(counts) <= ({0, 1} if samples < 8 else {-(-samples // 8)})
     assert made.weight.mean() == pytest.approx(1.0)
@@ -393,7 +393,7 @@ def test_every_background_is_drawn_equally_often(samples):
 
 def test_weighted_draws_integrate_what_is_known():
     """∫ α² dα = 1/3 and ∫ dα / (α + 0.001) = ln(1001), whose peak 16 uniform strata would miss by a third."""
-    made = [draw(AttributionConfig(), key, 16 * 8, 8) for key in range(20)]
+    made = [draw("stratified", (0, key), 16 * 8, 8) for key in range(20)]
     for f, wanted in ((lambda a: a**2, 1 / 3), (lambda a: 1 / (a + 1e-3), np.log(1001))):
         found = np.mean([(m.weight * f(m.alpha)).mean() for m in made])
         assert found == pytest.approx(wanted, rel=0.03)
