@@ -30,7 +30,7 @@ from skyshift.translate.explain_work import ExplainConfig, Work
 
 SHARED = Path(os.environ.get("SKYSHIFT_SHARED", ROOT.parent / "shared" / "data"))
 FOLDER = SHARED / "tng" / "TNG50-4-Subbox0" / "output" / "snapdir_2332"
-MAPS = 16
+MAPS = 8
 SHAP_DRAWS = 200  # shap's own default
 DRAWS = 64
 REFERENCE = 1024

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import AsinhLocator
 from numpy.typing import NDArray
 
 from skyshift.datasets.domains import DOMAINS
@@ -116,6 +117,7 @@ def page(
             look = {"origin": "lower", "extent": extent, "interpolation": "nearest"}
             image = cells[0].imshow(row.maps[c], cmap=colours, norm=norm, **look)
             bar = figure.colorbar(image, ax=cells[0], shrink=0.8, pad=0.01, aspect=22)
+            bar.ax.yaxis.set_major_locator(AsinhLocator(norm.linear_width, numticks=4))
             bar.ax.tick_params(labelsize=5.5)
             bar.set_label(unit_label(map_units[c]), fontsize=6)
             shap_image = cells[1].imshow(row.values[c], cmap=SIGNED, norm=signed, **look)
