@@ -31,6 +31,7 @@ from skyshift.datasets.maps import Maps
 from skyshift.engine import launch_state
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
+from skyshift.translate.explain_output import write
 from skyshift.translate.explain_parts import Parts, Probed
 from skyshift.translate.explain_report import Explanation
 from skyshift.translate.explain_work import ExplainConfig, Work
@@ -77,7 +78,7 @@ def explain_store(config: ExplainConfig) -> Explanation | None:
         for channel in work.explainer.channels
     }
     write_maps(output / "background.fits", stacks)
-    result.write(output, pages=config.pages, per_page=config.per_page, raw=tuple(config.raw))
+    write(result, output, pages=config.pages, per_page=config.per_page, raw=tuple(config.raw))
     return result
 
 

@@ -1,19 +1,13 @@
-"""What explanations of many views say together: tables, curves, figures and raw values."""
+"""What explanations of many views say together: means, intervals, differences, a table."""
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skyshift.datasets.formats import write_maps
-from skyshift.datasets.maps import Maps
-from skyshift.files import write_json, write_text, write_whole
 from skyshift.translate.explain_analysis import (
     Curve,
     Mean,
@@ -22,9 +16,8 @@ from skyshift.translate.explain_analysis import (
     curves_of,
     power_shares,
 )
-from skyshift.translate.explain_figures import Row, curves_figure, grid_figure, page, removal_figure
 from skyshift.translate.explain_parts import Probed
-from skyshift.translate.explain_removal import SHARES, area
+from skyshift.translate.explain_removal import area
 from skyshift.translate.explainer import Explainer
 
 Values = NDArray[np.float64]
@@ -240,201 +233,9 @@ class Explanation:
             lines.append("| " + " | ".join([name, *cells]) + " |")
         return lines
 
-    # -- files ----------------------------------------------------------------------------------------------------
-
-    def write(self, folder: Path, *, pages: int, per_page: int, raw: tuple[str, ...]) -> None:
-        """Write table, numbers, figures and raw values.
-
-        Args:
-            folder: Where.
-            pages: Pages of maps for each probe.
-            per_page: Views on a page.
-            raw: ``fits``, ``npy`` or both.
-        """
-        write_text(folder / "table.md", self.table() + "\n")
-        write_json(folder / "summary.json", _plain(self.summary))
-        write_text(folder / "views.csv", self._rows())
-        for probe in self.probes:
-            for number, rows in enumerate(self._pages(probe, pages, per_page), start=1):
-                self._save(self._page(probe, rows), folder / f"maps_{probe}_{number:02d}.png")
-        if "translated" in self.differences:
-            self._save(self._difference("translated", min(per_page, len(self.names))), folder / "difference.png")
-        self._save(self._curves(), folder / "curves.png")
-        if self.differences:
-            self._save(self._curves_minus_true(), folder / "curves_minus_true.png")
-        if self.removal:
-            some = self.groups[: len(next(iter(self.removal.values()))["deletion"])]
-            means = {
-                name: {mode: bootstrap_mean(curve, some) for mode, curve in modes.items()}
-                for name, modes in self.removal.items()
-            }
-            title = f"{next(iter(self.probes))} pairs, {len(some)} views; bands: 95 % over galaxies"
-            self._save(removal_figure(SHARES, means, self.unit, title), folder / "removal.png")
-        if self.explainer.what.explained == "grid" and self.explainer.field is not None:
-            self._save(self._grid(), folder / "patch_grid.png")
-        for kind in raw:
-            self._write_raw(folder / "values", kind)
-
-    @staticmethod
-    def _save(figure: Any, path: Path) -> None:
-        with write_whole(path) as side:
-            figure.savefig(side, dpi=120)
-
-    def _chosen(self, count: int) -> NDArray[np.int64]:
-        """Views of a figure: evenly over the output of the first probe, from the lowest to the highest."""
-        order = np.argsort(self.outputs(next(iter(self.probes))), kind="stable")
-        return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
-
-    def _pages(self, probe: str, pages: int, per_page: int) -> list[NDArray[np.int64]]:
-        chosen = self._chosen(pages * per_page)
-        return [chosen[i : i + per_page] for i in range(0, len(chosen), per_page)]
-
-    def _box(self) -> tuple[int, int, int, int] | None:
-        """The one patch that is explained, or the middle one where it is the mean of all."""
-        what, field = self.explainer.what, self.explainer.field
-        if field is None:
-            return None
-        if what.explained == "patch":
-            return field.box(what.patch[0], what.patch[1])
-        side = next(iter(self.probes.values())).inputs.shape[-1]
-        middle = round((side / 2 - field.size / 2 - field.start) / field.stride)
-        return field.box(middle, middle)
-
-    def _page(self, probe: str, views: NDArray[np.int64]) -> Any:
-        probed, values = self.probes[probe], self.values(probe)
-        maps = np.stack(list(self.explainer.physical(probed.inputs).values()), axis=1)
-        rows = []
-        for i in views:
-            error = self.errors(probe)[i]
-            complete = bool(error <= self.tolerance)
-            title = (
-                f"{self.names[i]}\n{self.outputs(probe)[i]:.3g}, base {probed.attribution.base[i].mean():.3g}\n"
-                f"completeness error {error:.3f}" + ("" if complete else "\nDOES NOT ADD UP")
-            )
-            rows.append(Row(title, maps[i], values[i], float(self.sides[i]), self._box(), complete))
-        domains = self.explainer.domains
-        dashed = "; dashed: what one patch sees" if self.explainer.field else ""
-        title = f"{probe.replace('_', ' ')}: SHAP of the {self.explainer.title}, {self.facts['explainer']}{dashed}"
-        return page(rows, domains, [c.unit for c in self.explainer.channels], self.unit, title)
-
-    def _difference(self, probe: str, count: int) -> Any:
-        """SHAP of a probe less that of the true pair, on the difference of the maps."""
-        mine, true = (
-            np.stack(list(self.explainer.physical(self.probes[name].inputs).values()), axis=1)
-            for name in (probe, "true")
-        )
-        values = self.values(probe) - self.values("true")
-        change = self.outputs(probe) - self.outputs("true")
-        rows = [
-            Row(
-                f"{self.names[i]}\noutput {change[i]:+.3g}",
-                np.concatenate([true[i], mine[i]]),
-                np.concatenate([self.values("true")[i], values[i]]),
-                float(self.sides[i]),
-                None,
-            )
-            for i in self._chosen(count)
-        ]
-        domains = self.explainer.domains
-        keep = self.explainer.sources if self.explainer.sources < len(domains) else 0  # the first target channel
-        wanted = [keep, len(domains) + keep]
-        rows = [Row(r.title, r.maps[wanted], r.values[wanted], r.side, None) for r in rows]
-        unit = [self.explainer.channels[keep].unit] * 2
-        name = domains[keep]
-        titles = [f"{name}, true", "SHAP(true)", "both", f"{name}, {probe}", f"SHAP({probe}) − SHAP(true)", "both"]
-        title = f"What changes in the evidence of {name} from the true pair to the {probe} one"
-        return page(rows, [name, name], unit, self.unit, title, titles)
-
-    def _curves(self) -> Any:
-        panels = []
-        first = next(iter(self.probes))
-        for curve, one in self.curves[first].items():
-            means = {name: bootstrap_mean(self.curves[name][curve].sums.sum(1), self.groups) for name in self.probes}
-            panels.append((one.title, one.labels, means, f"sum of SHAP [{self.unit}]"))
-        for curve, one in self.curves[first].items():
-            found = {name: self.concentration(name, curve) for name in self.probes}
-            means = {name: mean for name, mean in found.items() if mean is not None}
-            if means:
-                panels.append((one.title, one.labels, means, "mean |SHAP| / mean of the map"))
-        title = f"SHAP of the {self.explainer.title}, all channels; 95 % intervals over galaxies"
-        return curves_figure(panels, title)
-
-    def _curves_minus_true(self) -> Any:
-        panels = []
-        for name in self.differences:
-            for curve, one in self.curves[name].items():
-                mean = self.mean_curve(name, curve, "true")
-                means = {
-                    domain: Mean(mean.value[c], mean.low[c], mean.high[c])
-                    for c, domain in enumerate(self.explainer.domains)
-                }
-                label = f"SHAP({name.replace('_', ' ')}) − SHAP(true) [{self.unit}]"
-                panels.append((one.title, one.labels, means, label))
-        columns = len(next(iter(self.curves.values())))
-        return curves_figure(panels, "Difference from the true pair; 95 % intervals over galaxies", columns)
-
-    def _grid(self) -> Any:
-        probe = next(iter(self.probes))
-        probed, field = self.probes[probe], self.explainer.field
-        assert field is not None
-        maps = self.explainer.physical(probed.inputs)[self.explainer.domains[-1]]
-        side = round(probed.attribution.output.shape[1] ** 0.5)
-        rows = [
-            (self.names[i], maps[i], probed.attribution.output[i].reshape(side, -1), float(self.sides[i]))
-            for i in self._chosen(4)
-        ]
-        return grid_figure(rows, [field.box(0, 0), field.box(side - 1, rows[0][2].shape[1] - 1)], self.unit)
-
-    def _write_raw(self, folder: Path, kind: str) -> None:
-        unit = self.explainer.unit or "1"
-        explainer = self.facts["explainer"]
-        for probe, probed in self.probes.items():
-            values = self.values(probe)
-            text = f"SHAP of the {self.explainer.title} [{self.unit}], {probe}, {explainer}"
-            cards = {"SHAPUNIT": self.unit, "SHAPER": explainer, "PROBE": probe}
-            stacks = {
-                f"shap_{domain}": Maps(
-                    np.ascontiguousarray(values[:, c]), f"shap_{domain}", unit, self.sides, self.names, cards, text
-                )
-                for c, domain in enumerate(self.explainer.domains)
-            }
-            if kind == "fits":
-                write_maps(folder / f"{probe}.fits", stacks)
-                continue
-            for domain, stack in stacks.items():
-                write_maps(folder / f"{probe}_{domain}.npy", {domain: stack})
-            if probed.attribution.values.shape[1] > 1:
-                with write_whole(folder / f"{probe}_outputs.npy") as side, side.open("wb") as file:
-                    np.save(file, probed.attribution.values, allow_pickle=False)
-
-    def _rows(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text)
-        domains = self.explainer.domains
-        sums = [f"shap_{domain}" for domain in domains]
-        writer.writerow(["view", "galaxy", "probe", "output", "base", *sums, "missing", "completeness_error", "draws"])
-        for probe, probed in self.probes.items():
-            values = self.values(probe).sum((2, 3), dtype=np.float64)
-            for i, name in enumerate(self.names):
-                base = probed.attribution.base[i].mean()
-                missing = probed.attribution.missing[i].mean()
-                numbers = [self.outputs(probe)[i], base, *values[i], missing, self.errors(probe)[i]]
-                row = [f"{number:.6g}" for number in numbers]
-                writer.writerow([name, self.groups[i], probe, *row, probed.attribution.draws[i]])
-        return text.getvalue()
-
 
 def _interval(entry: Mapping[str, Any], index: int | None = None, digits: int = 3) -> str:
     value, low, high = (entry[k] if index is None else entry[k][index] for k in ("value", "low", "high"))
     if max(abs(value), abs(low), abs(high)) >= 1e5:
         return f"{value:.3g} [{low:.3g}, {high:.3g}]"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN, and no NumPy."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
