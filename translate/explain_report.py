@@ -202,7 +202,12 @@ class Explanation:
 
     def _where(self, name: str) -> list[str]:
         """Bins in which a probe's SHAP differs from the true pair's, beyond the interval."""
-        lines = ["", f"Where {name.replace('_', ' ')} differs from true (SHAP, 95 % interval without zero):"]
+        bins = sum(one.sums.shape[1] * one.sums.shape[2] for one in self.curves[name].values())
+        lines = [
+            "",
+            f"Where {name.replace('_', ' ')} differs from true (SHAP, 95 % interval without zero; of {bins} bins about "
+            f"{0.05 * bins:.0f} would by chance):",
+        ]
         for curve in self.curves[name]:
             mean, one = self.mean_curve(name, curve, "true"), self.curves[name][curve]
             for c, domain in enumerate(self.explainer.domains):
