@@ -19,7 +19,7 @@ from torch import Tensor
 from skyshift import __version__
 from skyshift.attribution import Attribution, AttributionConfig, AttributionError, Runner, input_gradient, out_of_place
 from skyshift.datasets.formats import read_maps
-from skyshift.datasets.loading import Split, split_views
+from skyshift.datasets.loading import FIT_VIEWS, Split, split_views
 from skyshift.datasets.maps import Maps
 from skyshift.datasets.store import MapStore
 from skyshift.engine import computes_bfloat16
@@ -218,6 +218,8 @@ class Work:
         catalogue = store.catalogue()
         views = split_views(catalogue, self.split)["train"]
         known = len(views)
+        if known > FIT_VIEWS:  # enough to choose from, without reading a million maps
+            views = np.sort(np.random.default_rng(self.config.attribution.seed).choice(views, FIT_VIEWS, replace=False))
         if not config.faint:
             views = views[self._lit(store, views)]
         if not len(views):

@@ -33,6 +33,7 @@ References:
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -54,6 +55,10 @@ CPU_BATCH = 64
 
 DEVICE_BATCH = 1024
 """Points in one pass on a GPU."""
+
+
+MOST_SLOPES = 2**27
+"""Numbers in the gradients of all outputs that are held at once (half a gigabyte)."""
 
 
 class AttributionError(SkyshiftError):
@@ -343,7 +348,7 @@ class _Gradient:
         shape, outputs, device = inputs.shape[1:], len(self.base), self.run.device
         drawn = [draw(self.config.sampling, (self.config.seed, key), samples, len(self.background)) for key in keys]
         used = len(drawn[0].alpha) if drawn else samples
-        together = min(used, self.run.batch_size)
+        together = min(used, self.run.batch_size, max(1, MOST_SLOPES // (outputs * math.prod(shape))))
         step = max(1, self.run.batch_size // together)
         split = ring_sums(shape[-2:], device) if spectrum else None
         values, rings = torch.empty((len(inputs), outputs, *shape)), None
