@@ -430,7 +430,7 @@ def test_what_does_not_add_up_is_refused_and_then_marked(capsys, run, tmp_path):
 
 
 def test_a_generator_is_explained_by_the_command(run, tmp_path):
-    go(run, tmp_path / "out", "--what.of=generator", "--what.aperture=5")
+    go(run, tmp_path / "out", "--what.of=generator", "--what.aperture=5", "--attribution.refine=7")
     table = (tmp_path / "out" / "table.md").read_text()
     assert "SHAP of the hi within 5 kpc [Msun]: 6 views" in table
     assert set(read_maps(tmp_path / "out" / "values" / "true.fits")) == {"shap_gas"}
@@ -444,7 +444,8 @@ def test_the_patch_grid_is_explained_by_the_command(run, tmp_path):
         '--probes=["true"]',
         "--views=2",
         "--raw=[npy]",
-        "--attribution.tolerance=1",
+        "--attribution.refine=0",
+        "--allow_incomplete=true",
     )
     names = contents(tmp_path / "out")
     assert "patch_grid.png" in names
