@@ -47,8 +47,8 @@ SEEN = {
     "of some 4 pixels do. The evidence lies in the inner disc, along its arms and in clumps. Source and target often "
     "have opposite signs in one place (HI of a clump raises the logit, the gas under it lowers it): the two are "
     "compared there, though not so that a wrong pair would be recognised.",
-    "regions": "Seen in the figures: the evidence sits within some 25 kpc of the density peak, with signs that alternate "
-    "from pixel to pixel, and in stripes of gas along the border, where the zero padding begins: an artefact. In the "
+    "regions": "Seen in the figures: the evidence sits within some 25 kpc of the density peak, with signs that "
+    "alternate from pixel to pixel, and in stripes of gas along the border, where the zero padding begins: an artefact. In the "
     "region with next to no HI (the lowest logit) its absence at the peak is what counts against it. With three "
     "independent test regions nothing finer can be said.",
 }
