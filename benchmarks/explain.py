@@ -48,9 +48,9 @@ SEEN = {
     "have opposite signs in one place (HI of a clump raises the logit, the gas under it lowers it): the two are "
     "compared there, though not so that a wrong pair would be recognised.",
     "regions": "Seen in the figures: the evidence sits within some 25 kpc of the density peak, with signs that "
-    "alternate from pixel to pixel, and in stripes of gas along the border, where the zero padding begins: an artefact. In the "
-    "region with next to no HI (the lowest logit) its absence at the peak is what counts against it. With three "
-    "independent test regions nothing finer can be said.",
+    "alternate from pixel to pixel, and in stripes of gas along the border, where the zero padding begins: an "
+    "artefact. In the region with next to no HI (the lowest logit) its absence at the peak is what counts against it. "
+    "With three independent test regions nothing finer can be said.",
 }
 """What a look at the figures adds to the numbers; to be looked at again when the runs change."""
 
@@ -108,7 +108,7 @@ def speed(output: Path, device: torch.device, maps: int) -> tuple[list[Claim], l
         model = Logits(work.explainer.network)
         x, background = work.inputs(work.views).to(device), work.background.inputs.to(device)
         cases: dict[str, tuple[Attribution, float]] = {}
-        shap_loop(model, x[:1], background)  # both are timed warm, which is fair to the one that is faster
+        shap_loop(model, x[:1], background)  # both are timed warm, which is fair to the faster one
         for name, samples in (("reference", REFERENCE), ("batched", DRAWS)):
             started = time.perf_counter()
             made = explain(model, x, background, AttributionConfig(samples=samples, refine=0))
