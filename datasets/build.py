@@ -189,7 +189,7 @@ def _on_workers(
     """Build shards on the workers of a cluster.
 
     Returns:
-        Shards that another build is at, and those that the scheduler gave up without a result (they may be tried again).
+        Shards that another build is at, and those that the scheduler gave up without a result and may be tried again.
     """
     # Imported here: it takes half a second that a build in this process can do without.
     from distributed import KilledWorker, as_completed
