@@ -229,6 +229,8 @@ def test_bad_surveys_and_images():
         ObservationError, match=r"an image of 4 × 4 pixels of 1\.8 arcsec is smaller than a pixel of 15"
     ):
         degrade(image[:4, :4], "first", "nvss", seed=0)
+    with pytest.raises(ObservationError, match="the seed -3; give a whole number"):
+        degrade(image, "first", "nvss", seed=-3)
     with pytest.raises(ObservationError, match="cannot have noise of -1"):
         degrade(image, "first", "nvss", seed=0, noise_in=-1.0)
     holed = image.copy()
