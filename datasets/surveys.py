@@ -236,6 +236,15 @@ def get_survey(name: str) -> Survey:
     return load_survey(shipped_config("surveys") / f"{name}.yaml")
 
 
+def open_survey(name: str) -> Survey:
+    """A survey by its name, or from a YAML file.
+
+    Raises:
+        SurveyError: There is none; the message names the nearest.
+    """
+    return load_survey(name) if name.endswith((".yaml", ".yml")) else get_survey(name)
+
+
 def radio_survey(survey: "str | Survey") -> RadioSurvey:
     """A radio survey, by name or as it is.
 

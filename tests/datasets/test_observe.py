@@ -15,7 +15,8 @@ from skyshift.datasets.formats import write_maps
 from skyshift.datasets.loading import Split, fit_scalings, split_views
 from skyshift.datasets.maps import Maps
 from skyshift.datasets.observation import read_observation
-from skyshift.datasets.observe import ObserveConfig, observe_store, observe_to_files
+from skyshift.datasets.observe import observe_store, observe_to_files
+from skyshift.datasets.observe_config import ObserveConfig
 from skyshift.datasets.optical import observe_optical
 from skyshift.datasets.radio import observe_radio
 from skyshift.datasets.resampling import rebin
