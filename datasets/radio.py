@@ -205,7 +205,7 @@ class Arrival:
         flux: (height, width) on the survey's pixels, Jy km/s (line) or Jy a pixel.
         line: Whether it is a line.
         frequency_hz: Observed, Hz.
-        noise: Thermal noise of the map to be, with natural weights: Jy/beam km/s (line) or Jy/beam.
+        noise: Noise of the map to be, as the survey says: Jy/beam km/s (line) or Jy/beam.
         survey: The telescope.
         redshift: Of the galaxy.
         header: WCS, frequency, width, telescope.

@@ -347,6 +347,8 @@ def _number(found: Any, facts: Any, path: str, where: str) -> float:
             raise SurveyError(f"{path}: '{where}' lacks its {part}{hint}")
     if extra := set(found) - {"value", "unit", "source"}:
         raise SurveyError(f"{path}: '{where}' has unknown parts {', '.join(sorted(map(str, extra)))}")
+    if isinstance(found["value"], bool):
+        raise SurveyError(f"{path}: '{where}' is no number but {found['value']}")
     try:
         value = float((float(found["value"]) * units.Unit(str(found["unit"]))).to_value(units.Unit(facts["unit"])))
     except (ValueError, TypeError, units.UnitsError) as error:

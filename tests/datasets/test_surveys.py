@@ -128,6 +128,7 @@ def test_a_file_of_ones_own(tmp_path):
         ({"dishes": [{"count": {"value": 2, "unit": "", "source": "me"}}]}, r"lacks 'dishes\.0\.diameter'"),
         ({"kind": "infrared"}, "'kind' must be one of radio, optical"),
         ({"title": 3}, "'title' must be a text, not 3"),
+        ({"pixel": {"value": True, "unit": "arcsec", "source": "me"}}, "'pixel' is no number but True"),
         ({"title": True}, "'title' must be a text, not True"),
         ({"mosaic": "false"}, "'mosaic' must be true or false, without quotes, not 'false'"),
         ({"kind": ["radio"]}, "'kind' must be one of radio, optical"),
