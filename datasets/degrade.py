@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from skyshift.datasets.beams import BeamError, beam_area, matching_kernel
-from skyshift.datasets.observation import Observation, ObservationError, check_map
+from skyshift.datasets.observation import Observation, ObservationError, check_map, check_seed
 from skyshift.datasets.optical import UNIT, noise_sigma, psf_kernel
 from skyshift.datasets.radio import beam_cards
 from skyshift.datasets.radio_beams import check_beam, correlated_noise
@@ -88,6 +88,7 @@ def degrade(
     """
     first = get_survey(from_survey) if isinstance(from_survey, str) else from_survey
     second = get_survey(to_survey) if isinstance(to_survey, str) else to_survey
+    check_seed(seed)
     image = check_map(values, f"image of {first.name}")
     if noise_in is not None and not (np.isfinite(noise_in) and noise_in >= 0.0):
         raise ObservationError(f"an image cannot have noise of {noise_in}; give its σ, or 0 for none")

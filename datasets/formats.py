@@ -180,6 +180,11 @@ def _read_npy(path: Path, domain: str | None, unit: str | None) -> tuple[str, Ma
         facts = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     except ValueError as error:
         raise MapError(f"{beside}, which describes {path.name}, is no JSON: {error}") from None
+    if not isinstance(facts, dict):
+        raise MapError(
+            f"{beside}, which describes {path.name}, must be a JSON object with domain and unit, not a list "
+            f"or a value: {str(facts)[:60]}"
+        )
     side = facts.get("side_kpc")
     maps = Maps(
         as_stack(path, values),

@@ -129,9 +129,11 @@ def as_stack(path: Path, values: NDArray[Any]) -> NDArray[np.float32]:
     """An image or a stack of images as (n, height, width) float32.
 
     Raises:
-        MapError: It has another number of axes.
+        MapError: It has another number of axes, or complex values.
     """
     values = np.asarray(values)
+    if np.iscomplexobj(values):
+        raise MapError(f"{path}: the values are complex; maps are real: save their real part or modulus")
     if values.ndim not in (2, 3):
         raise MapError(f"{path}: maps have two axes, stacks of maps three, not {values.ndim}")
     return np.ascontiguousarray(values.reshape((-1, *values.shape[-2:])), np.float32)

@@ -20,10 +20,14 @@ from numpy.typing import NDArray
 
 from skyshift import __version__
 from skyshift.datasets.maps import MapError, Maps
+from skyshift.datasets.resampling import covering_shape
 from skyshift.files import write_whole
 from skyshift.plots import Panel
 
 LAYERS = ("clean", "noisy", "sigma")
+
+_MOST_PIXELS = 2**27
+"""Of a field: 1 GiB in float64, and several such are needed at a time."""
 
 
 class ObservationError(MapError):
@@ -196,3 +200,40 @@ def check_map(values: NDArray[Any], what: str) -> NDArray[np.float64]:
             "pixels or crop the map"
         )
     return values
+
+
+def check_seed(seed: int) -> None:
+    """Check the seed of a mock observation.
+
+    Raises:
+        ObservationError: It is negative or no whole number.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ObservationError(f"noise cannot be drawn with the seed {seed!r}; give a whole number, 0 or more")
+
+
+def field_shape(
+    shape: tuple[int, ...], from_pixel: float, to_pixel: float, wanted: tuple[int, int] | None, redshift: float
+) -> tuple[int, int]:
+    """(height, width) of an observation in the survey's pixels, checked before it is made.
+
+    Args:
+        shape: (height, width) of the map.
+        from_pixel: Side of its pixels on the sky, arcsec.
+        to_pixel: Side of the survey's, arcsec.
+        wanted: What the caller asks for; ``None`` for what covers the map.
+        redshift: Of the galaxy, for the message.
+
+    Raises:
+        ObservationError: It has no pixel, or more than fit into memory.
+    """
+    found = wanted or covering_shape(shape, from_pixel, to_pixel)
+    if min(found) < 1:
+        raise ObservationError(f"a field of {found[0]} × {found[1]} pixels is none; give one or more a side")
+    if found[0] * found[1] > _MOST_PIXELS:
+        raise ObservationError(
+            f"a field of {found[0]} × {found[1]} pixels of {to_pixel:g} arcsec is too large to be made (the map spans "
+            f"{shape[-1] * from_pixel:.4g} arcsec at redshift {redshift:g}); give a smaller shape (--pixels) or a "
+            "larger redshift"
+        )
+    return found

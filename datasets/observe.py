@@ -2,6 +2,7 @@
 
     python datasets/observe.py --config configs/datasets/observe_meerkat.yaml
     python datasets/observe.py --input galaxy.fits --output mock --survey lsst_y10 --bands '[r]' --redshift 0.05
+    python datasets/observe.py --input galaxy.fits --output dirty --survey wsrt --dirty true --hours 12 --declination 60
 
 A store becomes a store, view by view: the noisy images of the survey under ``{domain}_{survey}``, and beside them,
 where asked for, the same without noise (``_clean``), its σ (``_sigma``) and the simulated maps themselves
@@ -9,6 +10,8 @@ where asked for, the same without noise (``_clean``), its σ (``_sigma``) and th
 on one store.
 The catalogue is that of the source, but ``side`` and ``redshift`` are those of the observation; all views of a galaxy
 are placed at one redshift. Shards are written whole, and a run goes on where an earlier one stopped.
+
+With ``--dirty`` a radio survey sees what its baselines sample and no more (:mod:`skyshift.datasets.visibilities`).
 
 Any other output is a folder of FITS files, one a view and band, with clean, noisy and σ images and a WCS.
 
@@ -20,95 +23,30 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from skyshift.command import command, parse
-from skyshift.datasets.formats import read_maps
+from skyshift.datasets.formats import read_maps, read_maps_leniently
 from skyshift.datasets.maps import Maps
 from skyshift.datasets.observation import Observation
+from skyshift.datasets.observe_config import ObserveConfig
 from skyshift.datasets.optical import observe_optical
-from skyshift.datasets.radio import PrimaryBeam, in_kelvin, observe_radio
+from skyshift.datasets.radio import in_kelvin, observe_radio
 from skyshift.datasets.resampling import rebin
 from skyshift.datasets.sky import Placement
 from skyshift.datasets.store import MapStore, StoreError, ViewRecord, is_store
-from skyshift.datasets.surveys import OpticalSurvey, Survey, SurveyError, get_survey, load_survey
+from skyshift.datasets.surveys import OpticalSurvey, SurveyError
+from skyshift.datasets.visibilities import observe_dirty
 from skyshift.errors import SkyshiftError
 from skyshift.files import location, write_json
 from skyshift.naming import unknown
-
-Layer = Literal["noisy", "clean", "sigma"]
-
-
-@dataclass
-class ObserveConfig:
-    """A mock observation of many maps.
-
-    Attributes:
-        input: A store, or a FITS, HDF5 or NPY file.
-        output: A store (``.zarr``), or a folder for FITS files.
-        survey: Name of a survey, or a YAML file of your own.
-        domain: Radio: the map that is observed (``hi`` or ``hi21cm``).
-        bands: Optical: which; by default all whose light is in the input.
-        redshift: Of all galaxies, or ``[low, high]``: drawn for each galaxy, uniformly.
-        pixels: Per side of the images, in the survey's pixels.
-        layers: What a store keeps: noisy, clean, sigma.
-        include: Simulated maps to bring along, on the same pixels.
-        width_kms: Radio: velocities over which the line is summed, km/s.
-        primary: Radio: corrected for the primary beam, attenuated by it, or none; by default as the survey is.
-        kelvin: Radio: brightness temperature instead of flux per beam.
-        hubble: h of the cosmology that the galaxies are placed in.
-        omega_matter: Ω_m of the same, flat.
-        seed: Of noise and redshifts.
-    """
-
-    input: str = ""
-    output: str = ""
-    survey: str = "meerkat"
-    domain: str = "hi"
-    bands: list[str] = field(default_factory=list)
-    redshift: float | list[float] = 0.02
-    pixels: int = 64
-    layers: list[Layer] = field(default_factory=lambda: ["noisy"])
-    include: list[str] = field(default_factory=list)
-    width_kms: float = 300.0
-    primary: PrimaryBeam | None = None
-    kelvin: bool = False
-    hubble: float = 0.6774
-    omega_matter: float = 0.3089
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.input or not self.output:
-            raise SkyshiftError("name what to observe (--input) and where to write it (--output)")
-        if self.pixels < 1 or not self.layers:
-            raise SkyshiftError("an image has at least one pixel a side (--pixels) and one layer (--layers)")
-        if isinstance(self.redshift, list) and (len(self.redshift) != 2 or not self.redshift[0] <= self.redshift[1]):
-            raise SkyshiftError(f"redshift {self.redshift} is neither a number nor [low, high]")
-        for redshift in self.redshift if isinstance(self.redshift, list) else [self.redshift]:
-            Placement(redshift, self.hubble, self.omega_matter)
-
-    def open_survey(self) -> Survey:
-        """The survey, by name or from its file.
-
-        Raises:
-            SurveyError: There is none; the message names the nearest.
-        """
-        return load_survey(self.survey) if self.survey.endswith((".yaml", ".yml")) else get_survey(self.survey)
-
-    def placement(self, galaxy: int, snapshot: int) -> Placement:
-        """Where a galaxy is put: the same for all of its views, whatever else is observed."""
-        redshift = self.redshift
-        if isinstance(redshift, list):
-            rng = np.random.default_rng([self.seed, galaxy % 2**32, snapshot % 2**32])
-            redshift = float(rng.uniform(redshift[0], redshift[1]))
-        return Placement(redshift, self.hubble, self.omega_matter)
 
 
 class Observer:
@@ -126,7 +64,12 @@ class Observer:
     def __init__(self, config: ObserveConfig, units: Mapping[str, str]) -> None:
         self.config, self.units = config, dict(units)
         self.survey = config.open_survey()
+        self.star = _star(config) if config.psf else None
         if isinstance(self.survey, OpticalSurvey):
+            if config.dirty:
+                raise SurveyError(
+                    f"survey '{self.survey.name}' is an optical one, without baselines; leave out --dirty"
+                )
             light = {name: f"light_{band.light or name}" for name, band in self.survey.bands.items()}
             bands = config.bands or [name for name in light if light[name] in units]
             if not bands:
@@ -139,6 +82,8 @@ class Observer:
         else:
             if config.bands:
                 raise SurveyError(f"survey '{self.survey.name}' is a radio one, without bands; leave out --bands")
+            if config.psf:
+                raise SurveyError(f"survey '{self.survey.name}' is a radio one, with a beam; leave out --psf")
             self.targets = {"": config.domain}
         self.domains = list(dict.fromkeys([*self.targets.values(), *config.include]))
         for name in self.domains:
@@ -163,7 +108,34 @@ class Observer:
             seed = int(np.random.SeedSequence([config.seed, view, number]).generate_state(1)[0])
             if isinstance(self.survey, OpticalSurvey):
                 light = Maps(np.asarray(maps[domain], np.float32)[None], domain, self.units[domain]).to("Lsun / kpc2")
-                image = observe_optical(light.values[0], side, self.survey, band, place, seed=seed, shape=shape)
+                image = observe_optical(
+                    light.values[0],
+                    side,
+                    self.survey,
+                    band,
+                    place,
+                    seed=seed,
+                    shape=shape,
+                    psf=self.star,
+                    psf_pixel_arcsec=config.psf_pixel,
+                )
+            elif config.dirty:
+                overhead = self.survey.latitude_deg if config.declination is None else config.declination
+                image = observe_dirty(
+                    maps[domain],
+                    self.units[domain],
+                    side,
+                    self.survey,
+                    place.redshift,
+                    seed=seed,
+                    hours=config.hours,
+                    direction=(0.0, overhead),
+                    weighting=config.weighting,
+                    width_kms=config.width_kms,
+                    shape=shape,
+                    domain=domain,
+                    placement=place,
+                )
             else:
                 image = observe_radio(
                     maps[domain],
@@ -199,7 +171,8 @@ class Observer:
 
     def settings(self) -> dict[str, Any]:
         """The configuration and the survey's numbers, without paths."""
-        own = {key: value for key, value in asdict(self.config).items() if key not in ("input", "output")}
+        own = {key: value for key, value in asdict(self.config).items() if key not in ("input", "output", "psf")}
+        own["psf"] = "" if self.star is None else hashlib.sha256(np.ascontiguousarray(self.star).tobytes()).hexdigest()
         # As it will be read back: lists where there are tuples.
         return dict(json.loads(json.dumps({"observation": own, "survey": asdict(self.survey)})))
 
@@ -207,6 +180,15 @@ class Observer:
         """All that decides what the observations of a store are."""
         source = {"observed_from": str(store.path), "fingerprint": store.fingerprint}
         return {**source, **self.settings(), "plan": store.plan}
+
+
+def _star(config: ObserveConfig) -> NDArray[np.float32]:
+    """The image of a star that stands for the point spread function."""
+    stacks, _ = read_maps_leniently(config.psf)
+    images = [stack.values for stack in stacks.values()]
+    if len(images) != 1 or len(images[0]) != 1:
+        raise SkyshiftError(f"{config.psf} holds {sum(map(len, images))} images; a point spread function is one")
+    return images[0][0]
 
 
 def observe_store(config: ObserveConfig, *, progress: bool = True) -> MapStore:

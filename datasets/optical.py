@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyshift.datasets.beams import gaussian_kernel, image_kernel, kernel_fwhm, moffat_kernel
-from skyshift.datasets.observation import Observation, ObservationError
+from skyshift.datasets.observation import Observation, ObservationError, check_seed, field_shape
 from skyshift.datasets.resampling import convolve, covering_shape, rebin
 from skyshift.datasets.sky import Placement, wcs_header
 from skyshift.datasets.surveys import Band, OpticalSurvey, optical_survey
@@ -299,7 +299,7 @@ def observe_optical(
         Clean, noisy and σ maps in nanomaggies per pixel, with WCS, zero point and width of the PSF.
 
     Raises:
-        ObservationError: The map, its size or the sky image is none.
+        ObservationError: The map, its size, the seed or the sky image is none, or the field has too many pixels.
         SkyError: The redshift is not positive.
         SurveyError: An unknown survey or band.
         ResamplingError: The point spread function does not fit the image.
@@ -308,11 +308,14 @@ def observe_optical(
     found = survey.band(band)
     placement = redshift if isinstance(redshift, Placement) else Placement(redshift)
     light = np.asarray(light)
-    if light.ndim != 2:
-        raise ObservationError(f"one light map is (height, width), not of shape {light.shape}")
+    if light.ndim != 2 or light.size == 0:
+        raise ObservationError(f"one light map is (height, width) with pixels, not of shape {light.shape}")
+    check_seed(seed)
     pixel_kpc = side_kpc / light.shape[1]
     flux = apparent_flux(light, pixel_kpc, placement, light_band or found.light or band, k_correction)
-    clean = see(flux, placement.arcsec(pixel_kpc), survey, band, shape, psf, psf_pixel_arcsec)
+    pixel_arcsec = placement.arcsec(pixel_kpc)
+    shape = field_shape(light.shape, pixel_arcsec, survey.pixel_arcsec, shape, placement.redshift)
+    clean = see(flux, pixel_arcsec, survey, band, shape, psf, psf_pixel_arcsec)
     noisy, sigma = add_noise(clean[None], survey, band, [seed], sky_image)
     header = dict(wcs_header(clean.shape, survey.pixel_arcsec, ra, dec))
     pixel = survey.pixel_arcsec

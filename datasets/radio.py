@@ -35,7 +35,7 @@ from astropy import constants, units
 from numpy.typing import NDArray
 
 from skyshift.datasets.beams import beam_area
-from skyshift.datasets.observation import Observation, ObservationError, check_map
+from skyshift.datasets.observation import Observation, ObservationError, check_map, check_seed, field_shape
 from skyshift.datasets.radio_beams import beam_response, check_beam, correlated_noise, primary_beam
 from skyshift.datasets.resampling import convolve, rebin
 from skyshift.datasets.sky import Placement, wcs_header
@@ -43,7 +43,7 @@ from skyshift.datasets.surveys import RadioSurvey, radio_survey
 
 Array = NDArray[np.float64]
 
-HI_FREQUENCY = 1.420405751786e9
+HI_FREQUENCY = 1.420405751768e9
 """Hz, rest frequency of the 21 cm line."""
 
 HI_FLUX = 2.356e5
@@ -165,12 +165,14 @@ def observe_radio(
         placement: Redshift and cosmology; instead of ``redshift``'s default cosmology.
 
     Raises:
-        ObservationError: A map that is not finite or in other units, a beam that the pixels do not sample, a line
-            outside of the receiver's band, a width or side that is not positive, or a field beyond the primary beam.
+        ObservationError: A map that is not finite, negative (a line) or in other units, a beam that the pixels do not
+            sample, a line outside of the receiver's band, a width or side that is not positive, a field beyond the
+            primary beam or of too many pixels, or a negative seed.
         SkyError: A redshift that is not positive.
         ResamplingError: The beam does not fit into the field.
         SurveyError: An unknown survey, or a bandwidth or time that is not positive.
     """
+    check_seed(seed)
     arriving = arrive(values, unit, side_kpc, survey, placement or Placement(redshift), width_kms, shape, direction)
     telescope, flux, noise = arriving.survey, arriving.flux, arriving.noise
     size = (flux.shape[0], flux.shape[1])
@@ -203,7 +205,7 @@ class Arrival:
         flux: (height, width) on the survey's pixels, Jy km/s (line) or Jy a pixel.
         line: Whether it is a line.
         frequency_hz: Observed, Hz.
-        noise: Thermal noise of the map to be, with natural weights: Jy/beam km/s (line) or Jy/beam.
+        noise: Noise of the map to be, as the survey says: Jy/beam km/s (line) or Jy/beam.
         survey: The telescope.
         redshift: Of the galaxy.
         header: WCS, frequency, width, telescope.
@@ -245,7 +247,14 @@ def arrive(
     frequency = HI_FREQUENCY / (1.0 + place.redshift) if line else telescope.frequency_hz
     _check_band(telescope, frequency, place.redshift)
     noise = _noise(telescope, frequency, width_kms if line else None)
-    flux = rebin(sky, place.arcsec(side_kpc) / sky.shape[1], telescope.pixel_arcsec, shape)
+    if line and (negative := int((sky < 0).sum())):
+        raise ObservationError(
+            f"{negative} of {sky.size} pixels of the map are negative; gas that emits a line has none: give the map "
+            "without noise, not its logarithm, or set them to 0"
+        )
+    pixel = place.arcsec(side_kpc) / sky.shape[1]
+    shape = field_shape(sky.shape, pixel, telescope.pixel_arcsec, shape, place.redshift)
+    flux = rebin(sky, pixel, telescope.pixel_arcsec, shape)
     header = dict(wcs_header((flux.shape[0], flux.shape[1]), telescope.pixel_arcsec, *direction))
     header |= {"FREQ": frequency, "TELESCOP": telescope.title, "EXPTIME": telescope.time_s}
     header |= {"SIDEKPC": place.kpc(flux.shape[1] * telescope.pixel_arcsec)}

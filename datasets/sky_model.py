@@ -13,15 +13,21 @@ as text with ``#`` comments for OSKAR (``.osm``, ``.txt``), or as CSV with one l
 ``karabo.simulation.sky_model.SkyModel.read_from_file`` (``.csv``); Karabo's further column of source names is optional
 and left out. Positions are ICRS; OSKAR takes them as those of date.
 
+Command, on a store or a file: an image and a table of each view, at a redshift.
+
+    python datasets/sky_model.py --input data/synthetic/maps.zarr --output skies --redshift 0.01 --table csv
+
 References:
     OSKAR documentation, Sky Model (ox.ac.uk, github.com/OxfordSKA/OSKAR), and its reader of FITS images.
     Karabo-Pipeline, karabo/simulation/sky_model.py (github.com/i4Ds/Karabo-Pipeline).
     Calabretta & Greisen 2002, A&A 395, 1077 (SIN projection); Greisen et al. 2006, A&A 446, 747 (spectral axes).
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from astropy.io import fits
@@ -29,10 +35,15 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from skyshift import __version__
+from skyshift.command import command, parse
+from skyshift.datasets.formats import read_maps
 from skyshift.datasets.observation import ObservationError, check_map
 from skyshift.datasets.radio import HI_FREQUENCY, pixel_flux
 from skyshift.datasets.sky import Placement, wcs_header
+from skyshift.datasets.store import MapStore, is_store
+from skyshift.errors import SkyshiftError
 from skyshift.files import write_text, write_whole
+from skyshift.naming import unknown
 
 Array = NDArray[np.float64]
 
@@ -199,3 +210,102 @@ def write_components(path: str | Path, table: NDArray[Any]) -> Path:
     lines = [between.join(form % value for form, value in zip(digits, row, strict=True)) for row in table]
     write_text(path, "\n".join([first, *lines]) + "\n")
     return path
+
+
+# The command.
+
+
+@dataclass
+class SkyModelConfig:
+    """Sky models of maps.
+
+    Attributes:
+        input: A store, or a FITS, HDF5 or NPY file.
+        output: Folder for the models, which is new or empty.
+        domain: Which maps: atomic hydrogen in Msun/kpc2 or K km/s, or the continuum in Jy a pixel.
+        redshift: Where the galaxies are placed.
+        width_kms: A line is spread evenly over this width, km/s.
+        frequency_mhz: Of the continuum; a line has its own.
+        ra: Right ascension of the maps' centres, degrees.
+        dec: Declination of the same, degrees.
+        table: Components beside each image: for OSKAR (osm), for Karabo (csv), or none.
+        hubble: h of the cosmology that the galaxies are placed in.
+        omega_matter: Ω_m of the same, flat.
+    """
+
+    input: str = ""
+    output: str = ""
+    domain: str = "hi"
+    redshift: float = 0.02
+    width_kms: float = 300.0
+    frequency_mhz: float = 1400.0
+    ra: float = 0.0
+    dec: float = 0.0
+    table: Literal["osm", "csv", "none"] = "osm"
+    hubble: float = 0.6774
+    omega_matter: float = 0.3089
+
+    def __post_init__(self) -> None:
+        if not self.input or not self.output:
+            raise SkyshiftError("name the maps (--input) and a folder for their sky models (--output)")
+
+
+def _views(config: SkyModelConfig) -> Iterator[tuple[str, NDArray[np.float32], str, float]]:
+    """Name, map, unit and side in kpc of each view."""
+    if is_store(config.input):
+        store = MapStore(config.input)
+        store.require_complete()
+        store.require_domains([config.domain])
+        for record in store.records():
+            maps = store.maps(config.domain, [record.view])
+            yield f"view{record.view:06d}", maps[0], store.units[config.domain], record.side
+        return
+    stacks = read_maps(config.input)
+    if config.domain not in stacks:
+        raise SkyshiftError(f"{config.input}: {unknown('domain', config.domain, stacks)}")
+    stack = stacks[config.domain]
+    if stack.side is None:
+        raise SkyshiftError(f"{config.input}: the maps do not say how large they are in kpc (SIDEKPC, side_kpc)")
+    for row, values in enumerate(stack.values):
+        yield f"map{row:06d}", values, stack.unit, float(stack.side[row])
+
+
+def write_sky_models(config: SkyModelConfig) -> list[Path]:
+    """Write the sky model of each view: ``NAME_DOMAIN_sky.fits``, and its table of components.
+
+    Args:
+        config: Which maps, and where they are placed.
+
+    Returns:
+        The files. A map that is empty has an image and no table.
+
+    Raises:
+        SkyshiftError: No such maps, a folder that is not empty, or what :func:`sky_of_map` refuses.
+    """
+    place = Placement(config.redshift, config.hubble, config.omega_matter)
+    folder, direction = Path(config.output), (config.ra, config.dec)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SkyshiftError(f"{folder} is there already; choose another output or delete it")
+    written = []
+    for name, values, unit, side in _views(config):
+        sky, line, pixel = sky_of_map(values, unit, side, place, config.width_kms)
+        frequency = line or 1e6 * config.frequency_mhz
+        path = folder / f"{name}_{config.domain}_sky.fits"
+        written.append(write_sky_image(path, sky, pixel, [frequency], direction))
+        if config.table != "none" and sky.any():
+            table = point_components(sky, pixel, frequency, direction)
+            written.append(write_components(path.with_suffix(f".{config.table}"), table))
+    return written
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    config, _ = parse(SkyModelConfig, arguments, None, "Sky models of maps for OSKAR and Karabo.")
+    written = write_sky_models(config)
+    images = sum(path.suffix == ".fits" for path in written)
+    print(f"{config.output}: {images} FITS images, {len(written) - images} tables of components")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

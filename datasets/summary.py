@@ -49,7 +49,7 @@ class Summary:
         Raises:
             MapError: There are no maps to show.
         """
-        if not self.stacks:
+        if not any(map(len, self.stacks.values())):
             raise MapError(f"{self.facts['path']} holds no maps to draw; leave out --figure")
         return contact_sheet(self.stacks)
 

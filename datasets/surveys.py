@@ -10,8 +10,8 @@ from the radiometer equation with natural weighting, summed over baselines i < j
 
     σ = SEFD_array / √(2 Δν t),   SEFD_array = [Σ_{i≠j} 1 / (SEFD_i SEFD_j)]^(-1/2)   (= SEFD / √(N (N - 1))),
 
-for two polarisations, unless the file gives an ``rms`` that was measured in the survey's maps, which is then scaled
-with bandwidth and time.
+for two polarisations, unless the file gives an ``rms`` that was measured in the survey's maps (with the weights that
+they were made with), which is then scaled with bandwidth and time.
 
 References:
     Taylor, Carilli & Perley (eds.) 1999, Synthesis Imaging in Radio Astronomy II, ASP 180, ch. 9 (sensitivity).
@@ -30,6 +30,9 @@ from astropy import units
 from skyshift.command import shipped_config
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
+
+LAYOUTS = ("vla_b", "vla_d", "wsrt", "meerkat", "ska_mid_aa_star", "ska_mid_aa4")
+"""Antenna layouts that :mod:`skyshift.datasets.visibilities` makes."""
 
 
 class SurveyError(SkyshiftError):
@@ -84,7 +87,7 @@ class RadioSurvey:
         dishes: The array.
         rms_jy: Measured in the survey's maps, Jy/beam; replaces the radiometer equation.
         mosaic: Maps are mosaics, corrected for the primary beam, with uniform noise.
-        layout: Antenna layout of :mod:`skyshift.datasets.visibilities`; empty where none is known.
+        layout: One of ``LAYOUTS``, or a table of antenna positions; empty where none is known.
         sources: Citation of each number, by its key in the file.
     """
 
@@ -106,6 +109,18 @@ class RadioSurvey:
     layout: str = ""
     sources: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.band_low_hz > self.band_high_hz:
+            raise SurveyError(
+                f"survey '{self.name}': the band ends ('band_high', {self.band_high_hz:g} Hz) before it begins "
+                f"('band_low', {self.band_low_hz:g} Hz); exchange them"
+            )
+        if self.layout and self.layout not in LAYOUTS and not Path(self.layout).is_file():
+            raise SurveyError(
+                f"survey '{self.name}': {unknown('layout', self.layout, LAYOUTS)} It may also be a text file: east "
+                "north [up], m."
+            )
+
     def array_sefd(self) -> float:
         """SEFD of the naturally weighted array in Jy: [Σ_{i≠j} 1 / (SEFD_i SEFD_j)]^(-1/2)."""
         inverse = np.concatenate([np.full(int(kind.count), 1.0 / kind.sefd_jy) for kind in self.dishes])
@@ -115,7 +130,7 @@ class RadioSurvey:
         return float(pairs**-0.5)
 
     def noise(self, bandwidth_hz: float | None = None, time_s: float | None = None) -> float:
-        """Thermal noise of a map, Jy/beam.
+        """Noise of a map, Jy/beam: the measured rms where there is one, else that of the radiometer equation.
 
         Args:
             bandwidth_hz: Hz; by default the survey's.
@@ -221,6 +236,15 @@ def get_survey(name: str) -> Survey:
     return load_survey(shipped_config("surveys") / f"{name}.yaml")
 
 
+def open_survey(name: str) -> Survey:
+    """A survey by its name, or from a YAML file.
+
+    Raises:
+        SurveyError: There is none; the message names the nearest.
+    """
+    return load_survey(name) if name.endswith((".yaml", ".yml")) else get_survey(name)
+
+
 def radio_survey(survey: "str | Survey") -> RadioSurvey:
     """A radio survey, by name or as it is.
 
@@ -256,9 +280,9 @@ def load_survey(path: str | Path) -> Survey:
         raise SurveyError(f"{path} does not exist; a survey is a YAML file, or one of {', '.join(survey_names())}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SurveyError(f"{path} is no YAML: {error}") from None
-    if not isinstance(data, dict) or data.get("kind") not in _KINDS:
+    if not isinstance(data, dict) or data.get("kind") not in list(_KINDS):
         raise SurveyError(f"{path}: 'kind' must be one of {', '.join(_KINDS)}")
     kind = _KINDS[data.pop("kind")]
     sources: dict[str, str] = {}
@@ -300,8 +324,9 @@ def _fill(cls: type, data: Any, path: str, prefix: str, sources: dict[str, str])
                 for name, item in _many(found, dict, path, where).items()
             }
         else:
-            if not isinstance(found, (str, bool)):
-                raise SurveyError(f"{path}: '{where}' must be a text or true or false, not {found!r}")
+            if type(found) is not entry.type:
+                wanted = "a text" if entry.type is str else "true or false, without quotes"
+                raise SurveyError(f"{path}: '{where}' must be {wanted}, not {found!r}")
             values[entry.name] = found
     return cls(**values)
 
@@ -322,6 +347,8 @@ def _number(found: Any, facts: Any, path: str, where: str) -> float:
             raise SurveyError(f"{path}: '{where}' lacks its {part}{hint}")
     if extra := set(found) - {"value", "unit", "source"}:
         raise SurveyError(f"{path}: '{where}' has unknown parts {', '.join(sorted(map(str, extra)))}")
+    if isinstance(found["value"], bool):
+        raise SurveyError(f"{path}: '{where}' is no number but {found['value']}")
     try:
         value = float((float(found["value"]) * units.Unit(str(found["unit"]))).to_value(units.Unit(facts["unit"])))
     except (ValueError, TypeError, units.UnitsError) as error:

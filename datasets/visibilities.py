@@ -28,7 +28,7 @@ References:
     SARAO, MeerKAT specifications (baselines 29 m to 7.7 km); SKA-TEL-INSA-0000537 (SKA1-Mid).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,23 +38,25 @@ from astropy import constants
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from skyshift.datasets.observation import Observation, ObservationError, check_map
+from skyshift.datasets.observation import Observation, ObservationError, check_map, check_seed
 from skyshift.datasets.radio import arrive, beam_cards
 from skyshift.datasets.sky import Placement
-from skyshift.datasets.surveys import RadioSurvey
+from skyshift.datasets.surveys import LAYOUTS, RadioSurvey, radio_survey
 from skyshift.naming import unknown
 
 Array = NDArray[np.float64]
 Weighting = Literal["natural", "uniform"]
 
-LAYOUTS = ("vla_b", "vla_d", "wsrt", "meerkat", "ska_mid_aa_star", "ska_mid_aa4")
+_STEPS = 240
+"""Samples along a track."""
 
 
 def antenna_layout(name: str) -> Array:
     """Antenna positions of an array; see the module for what they are.
 
     Args:
-        name: One of ``LAYOUTS``, or the path of a text table with columns east, north and, if there is one, up, in m.
+        name: One of :data:`skyshift.datasets.surveys.LAYOUTS`, or the path of a text
+            table with columns east, north and, if there is one, up, in m.
 
     Returns:
         (antennas, 3) m east, north, up.
@@ -131,7 +133,7 @@ def uv_tracks(
     declination_deg: float,
     frequency_hz: float,
     hours: float,
-    steps: int = 240,
+    steps: int = _STEPS,
     lowest_deg: float = 15.0,
 ) -> Array:
     """Baselines as the source sees them while the Earth turns.
@@ -281,17 +283,21 @@ def observe_dirty(
     width_kms: float = 300.0,
     shape: tuple[int, int] | None = None,
     domain: str = "",
+    placement: Placement | None = None,
 ) -> Observation:
     """A simulated map as the dirty map of an array: what its baselines sample, and no more. No primary beam.
+
+    The noise is that of the radiometer equation for the part of the track in which the source is up; an rms that was
+    measured in the survey's maps, with other weights and times, is not used.
 
     Args:
         values: (height, width); see :func:`skyshift.datasets.radio.observe_radio`, as for all that is not said here.
         unit: Of the map.
         side_kpc: Width of the map, physical kpc.
-        survey: Name or survey; its pixels, noise, latitude and, by default, layout. Its own beam is not used.
+        survey: Name or survey; its pixels, system, latitude and, by default, layout. Its own beam is not used.
         redshift: Where the galaxy is placed.
         seed: Of the noise.
-        hours: Length of the track about transit.
+        hours: Length of the track about transit; 0 for a snapshot, which lasts as long as the survey observes.
         direction: Right ascension and declination of the map's centre, degrees.
         layout: See :func:`antenna_layout`.
         weighting: See :func:`uv_coverage`.
@@ -299,22 +305,31 @@ def observe_dirty(
         width_kms: Velocities over which a line is summed, km/s.
         shape: (height, width) in pixels of the survey; the sky is padded to twice that.
         domain: For headers.
+        placement: Redshift and cosmology; instead of ``redshift``'s default cosmology.
 
     Returns:
         Dirty maps without and with noise, and its σ, in Jy/beam (or Jy/beam km/s) of the dirty beam. ``BMAJ`` and
-        ``BMIN`` are the diameter of the circle with the area over which the dirty beam is above ½.
+        ``BMIN`` are the diameter of the circle with the area over which the dirty beam is above ½; ``EXPTIME`` is the
+        time for which the source was up.
 
     Raises:
         ObservationError: As :func:`skyshift.datasets.radio.observe_radio`, :func:`uv_tracks` and :func:`uv_coverage`.
     """
-    arriving = arrive(values, unit, side_kpc, survey, Placement(redshift), width_kms, shape, direction)
-    telescope, flux = arriving.survey, arriving.flux
+    check_seed(seed)
+    telescope = replace(radio_survey(survey), rms_jy=None)
+    if not (layout or telescope.layout):
+        raise ObservationError(f"survey '{telescope.name}' names no antenna layout, which a dirty map needs")
+    place = placement or Placement(redshift)
+    arriving = arrive(values, unit, side_kpc, telescope, place, width_kms, shape, direction)
+    flux = arriving.flux
     antennas = antenna_layout(layout or telescope.layout)
     uv = uv_tracks(antennas, telescope.latitude_deg, direction[1], arriving.frequency_hz, hours)
+    up = len(uv) / (_STEPS * (len(antennas) * (len(antennas) - 1) // 2))
+    time_s = 3600.0 * hours * up if hours > 0.0 else telescope.time_s
     height, width = flux.shape
     coverage = uv_coverage(uv, (2 * height, 2 * width), telescope.pixel_arcsec, weighting, taper_arcsec)
-    # The noise of the survey is that of all its baselines; those beyond the grid are left out.
-    used = float(np.sqrt(2.0 * len(uv) / coverage.counts.sum()))
+    # The noise is that of all baselines for the survey's time; those beyond the grid are left out.
+    used = float(np.sqrt(2.0 * len(uv) / coverage.counts.sum() * telescope.time_s / time_s))
     sigma = arriving.noise * used * coverage.noise_factor()
     clean = coverage.image(np.pad(flux, ((0, height), (0, width))))[:height, :width]
     noisy = clean + sigma * coverage.noise(seed)[:height, :width]
@@ -322,6 +337,7 @@ def observe_dirty(
     core, _ = label(above)
     across = 2.0 * np.sqrt((core == core[height, width]).sum() / np.pi) * telescope.pixel_arcsec
     cards = beam_cards(across, across, 0.0) | {"BTYPE": "dirty", "WEIGHTS": weighting, "HOURS": hours}
+    cards |= {"EXPTIME": time_s}
     return Observation(
         clean.astype(np.float32),
         noisy.astype(np.float32),

@@ -1,11 +1,17 @@
 """From one survey to another: beams, flux, noise, and FIRST against the NVSS of the same sources."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.wcs import WCS
 
 from skyshift.datasets.degrade import (
     NoisierWarning,
@@ -14,11 +20,16 @@ from skyshift.datasets.degrade import (
     matching_beam,
     residual_noise,
 )
-from skyshift.datasets.observation import ObservationError
+from skyshift.datasets.degrade_maps import DegradeConfig, degrade_file
+from skyshift.datasets.formats import write_maps
+from skyshift.datasets.maps import MapError, Maps
+from skyshift.datasets.observation import ObservationError, read_observation
 from skyshift.datasets.optical import noise_sigma, psf_kernel
 from skyshift.datasets.radio_beams import beam_response, correlated_noise
 from skyshift.datasets.resampling import rebin
+from skyshift.datasets.sky import wcs_header
 from skyshift.datasets.surveys import OpticalSurvey, SurveyError, get_survey, radio_survey
+from skyshift.errors import SkyshiftError
 
 
 def first_like(major: float, minor: float, angle: float, pixel: float = 1.8):
@@ -229,9 +240,84 @@ def test_bad_surveys_and_images():
         ObservationError, match=r"an image of 4 × 4 pixels of 1\.8 arcsec is smaller than a pixel of 15"
     ):
         degrade(image[:4, :4], "first", "nvss", seed=0)
+    with pytest.raises(ObservationError, match="the seed -3; give a whole number"):
+        degrade(image, "first", "nvss", seed=-3)
     with pytest.raises(ObservationError, match="cannot have noise of -1"):
         degrade(image, "first", "nvss", seed=0, noise_in=-1.0)
     holed = image.copy()
     holed[5, 5] = np.nan
     with pytest.raises(ObservationError, match="image of first: 1 of 10201 pixels are not finite"):
         degrade(holed, "first", "nvss", seed=0)
+
+
+# The command.
+
+
+def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "datasets/degrade_maps.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True, env=environment, check=False)
+
+
+def first_image(path: Path, **cards: object) -> np.ndarray:
+    """A point source at RA 10, Dec 20 in the middle of an image of FIRST, as its archive writes it."""
+    image = source(201, (5.4, 5.4, 0.0), 1.8).astype(np.float32)
+    header = wcs_header((201, 201), 1.8, 10.0, 20.0)
+    header["BUNIT"], header["BMAJ"], header["BMIN"] = "JY/BEAM", 5.4 / 3600, 5.4 / 3600
+    header.update(cards)
+    fits.PrimaryHDU(image, header).writeto(path, overwrite=True)
+    return image
+
+
+def test_the_command_makes_what_the_function_makes_in_the_same_place(repository, tmp_path):
+    image = first_image(tmp_path / "first.fits")
+    given = ("--input", str(tmp_path / "first.fits"), "--from_survey", "first", "--to_survey", "nvss", "--noise", "0")
+    done = run(repository, *given, "--output", str(tmp_path / "out"), "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    assert "1 FITS files" in done.stdout
+    made = read_observation(tmp_path / "out" / "map000000_continuum_nvss.fits")
+    direct = degrade(image, "first", "nvss", seed=3, noise_in=0.0)
+    np.testing.assert_array_equal(made.clean, direct.clean)
+    np.testing.assert_array_equal(made.noisy, direct.noisy)
+    peak = np.unravel_index(made.clean.argmax(), made.clean.shape)
+    at = WCS(fits.getheader(tmp_path / "out" / "map000000_continuum_nvss.fits")).pixel_to_world(peak[1], peak[0])
+    assert at.separation(SkyCoord(10.0, 20.0, unit="deg")).arcsec < 11.0  # a pixel's half diagonal
+    again = run(repository, *given, "--output", str(tmp_path / "out"))
+    assert again.returncode == 1
+    assert "is there already" in again.stderr
+    assert "--to_survey lacks" in run(repository, *given[:4], "--output", str(tmp_path / "no")).stderr
+
+
+def test_images_that_are_not_of_the_survey(tmp_path):
+    path = tmp_path / "first.fits"
+    config = DegradeConfig(str(path), str(tmp_path / "out"), "first", "nvss", noise=0.0)
+    first_image(path, BMAJ=6.8 / 3600)
+    with pytest.raises(ObservationError, match=r"a beam of 6\.8 × 5\.4 arcsec, 'first' of 5\.4 × 5\.4; name"):
+        degrade_file(config)
+    first_image(path, CDELT1=-2.0 / 3600)
+    with pytest.raises(ObservationError, match=r"has pixels of 2 × 1\.8 arcsec, or is turned; 'first' has 1\.8"):
+        degrade_file(config)
+    first_image(path, CDELT1=1.8 / 3600)
+    with pytest.raises(ObservationError, match=r"or is turned; .* east to the left"):
+        degrade_file(config)
+    first_image(path, BUNIT="K")
+    with pytest.raises(MapError, match="not convertible to Jy / beam"):
+        degrade_file(config)
+    fits.PrimaryHDU(np.ones((99, 99), np.float32)).writeto(path, overwrite=True)
+    with pytest.raises(SkyshiftError, match="does not say the unit of its images; name it with --unit"):
+        degrade_file(config)
+    write_maps(path, {name: Maps(np.ones((1, 9, 9), np.float32), name, "Jy / beam") for name in ("a", "b")})
+    with pytest.raises(SkyshiftError, match="holds images of a, b; choose one with --hdu"):
+        degrade_file(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_optical_images_in_a_stack(tmp_path):
+    rng = np.random.default_rng(0)
+    stack = rng.uniform(0.0, 5.0, (2, 64, 64)).astype(np.float32)
+    write_maps(tmp_path / "m.fits", {"sky": Maps(stack, "sky", "nmgy")})
+    config = DegradeConfig(str(tmp_path / "m.fits"), str(tmp_path / "out"), "lsst_y10", "lsst_y1", band="i")
+    made = degrade_file(config)
+    assert [path.name for path in made] == [f"map00000{i}_lsst_y1_i_lsst_y1.fits" for i in range(2)]
+    noises = [seen.noisy - seen.clean for seen in map(read_observation, made)]
+    assert abs(np.corrcoef(noises[0].ravel(), noises[1].ravel())[0, 1]) < 0.08  # 5 / √4096

@@ -363,6 +363,18 @@ def test_writing_again_replaces(tmp_path, suffix):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+def test_complex_values_and_a_json_that_is_a_list(tmp_path):
+    """The imaginary part is not thrown away, and a sidecar that is none is named."""
+    np.save(tmp_path / "c.npy", np.ones((2, 4, 4), np.complex64))
+    with pytest.raises(MapError, match=r"c\.npy: the values are complex; maps are real"):
+        read_maps(tmp_path / "c.npy", domain="gas", unit="Msun / kpc2")
+    np.save(tmp_path / "m.npy", np.ones((2, 4, 4), np.float32))
+    for text in ('["gas", "Msun / kpc2"]', "3"):
+        (tmp_path / "m.json").write_text(text)
+        with pytest.raises(MapError, match=r"m\.json, which describes m\.npy, must be a JSON object with domain"):
+            read_maps(tmp_path / "m.npy", domain="gas", unit="Msun / kpc2")
+
+
 def test_the_json_beside_an_npy(tmp_path):
     stack = maps(1)
     write_maps(tmp_path / "m.npy", {"gas": stack})

@@ -15,13 +15,15 @@ from skyshift.datasets.formats import write_maps
 from skyshift.datasets.loading import Split, fit_scalings, split_views
 from skyshift.datasets.maps import Maps
 from skyshift.datasets.observation import read_observation
-from skyshift.datasets.observe import ObserveConfig, observe_store, observe_to_files
+from skyshift.datasets.observe import observe_store, observe_to_files
+from skyshift.datasets.observe_config import ObserveConfig
 from skyshift.datasets.optical import observe_optical
 from skyshift.datasets.radio import observe_radio
 from skyshift.datasets.resampling import rebin
 from skyshift.datasets.sky import Placement, SkyError
 from skyshift.datasets.store import MapStore, StoreError, ViewRecord
 from skyshift.datasets.surveys import SurveyError, get_survey
+from skyshift.datasets.visibilities import observe_dirty
 from skyshift.errors import SkyshiftError
 
 
@@ -155,7 +157,7 @@ def test_kelvin(radio_config, tmp_path):
     ratio = made.maps("hi_meerkat_sigma", [0]) / MapStore(radio_config.output).maps("hi_meerkat_sigma", [0])
     redshift = made.records()[0].redshift
     survey = get_survey("meerkat")
-    expected = 1.222e6 / ((1.420405751786 / (1 + redshift)) ** 2 * survey.beam_major_arcsec * survey.beam_minor_arcsec)
+    expected = 1.222e6 / ((1.420405751768 / (1 + redshift)) ** 2 * survey.beam_major_arcsec * survey.beam_minor_arcsec)
     np.testing.assert_allclose(ratio, expected, rtol=1e-3)  # 1.222e3 has four digits
 
 
@@ -289,3 +291,84 @@ def test_command_on_a_file(repository, tiny_store, tmp_path):
     assert "is a file: it has no catalogue for a store" in refused.stderr
     absent = run(repository, "--input", str(tmp_path / "none.zarr"), "--output", str(tmp_path / "x.zarr"))
     assert "there is no" in absent.stderr
+
+
+def test_dirty_maps_from_the_command_line(repository, tiny_store, tmp_path):
+    """The same as the function makes, overhead by default; what a dirty map has not is refused."""
+    store = MapStore(tiny_store)
+    record = store.records()[0]
+    hi = Maps(store.maps("hi", [0]), "hi", store.units["hi"], side=np.array([record.side]))
+    write_maps(tmp_path / "hi.fits", {"hi": hi})
+    given = ("--input", str(tmp_path / "hi.fits"), "--survey", "meerkat", "--redshift", "0.01", "--pixels", "48")
+    given += ("--dirty", "true", "--hours", "4", "--weighting", "uniform")
+    done = run(repository, *given, "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    made = read_observation(tmp_path / "out" / "map000000_hi_meerkat.fits")
+    seed = int(np.random.SeedSequence([0, 0, 0]).generate_state(1)[0])
+    survey = get_survey("meerkat")
+    direct = observe_dirty(
+        hi.values[0],
+        hi.unit,
+        record.side,
+        survey,
+        0.01,
+        seed=seed,
+        hours=4.0,
+        direction=(0.0, survey.latitude_deg),
+        weighting="uniform",
+        shape=(48, 48),
+    )
+    np.testing.assert_array_equal(made.noisy, direct.noisy)
+    assert made.header["BTYPE"] == "dirty"
+    assert made.header["EXPTIME"] == pytest.approx(4 * 3600.0)
+    below = run(repository, *given, "--output", str(tmp_path / "no"), "--declination", "80")
+    assert below.returncode == 1
+    assert "declination 80 stays below 15 degrees of elevation" in below.stderr
+    kelvin = run(repository, *given, "--output", str(tmp_path / "no"), "--kelvin", "true")
+    assert kelvin.returncode == 1
+    assert "a dirty map has no primary beam, and no kelvin" in kelvin.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_dirty_stores_and_a_star_of_ones_own(tiny_store, light_store, tmp_path):
+    config = ObserveConfig(
+        str(tiny_store), str(tmp_path / "d.zarr"), "meerkat", redshift=0.01, pixels=32, dirty=True, hours=1.0
+    )
+    made = observe_store(config, progress=False)
+    assert made.complete
+    assert made.units["hi_meerkat"] == "Jy km / (beam s)"
+    star = np.zeros((9, 9), np.float32)
+    star[4, 4] = 1.0
+    fits.PrimaryHDU(star).writeto(tmp_path / "star.fits")
+    sharp = ObserveConfig(
+        str(light_store), str(tmp_path / "s"), "sdss", bands=["r"], redshift=0.02, pixels=48,
+        psf=str(tmp_path / "star.fits"),
+    )  # fmt: skip
+    seen = read_observation(observe_to_files(sharp)[0]).clean
+    light = MapStore(light_store).maps("light_r", [0])[0]
+    seed = int(np.random.SeedSequence([0, 0, 0]).generate_state(1)[0])
+    direct = observe_optical(light, 30.0, "sdss", "r", 0.02, seed=seed, shape=(48, 48), psf=star)
+    np.testing.assert_array_equal(seen, direct.clean)
+    wide = observe_optical(light, 30.0, "sdss", "r", 0.02, seed=seed, shape=(48, 48))
+    assert seen.max() > 1.02 * wide.clean.max()  # a smooth disc: the seeing takes 4 % of its peak
+    # another star is another observation
+    fits.PrimaryHDU(star + 0.01).writeto(tmp_path / "star.fits", overwrite=True)
+    with pytest.raises(SkyshiftError, match="holds other files"):
+        observe_to_files(sharp)
+    fits.PrimaryHDU(np.stack([star, star])).writeto(tmp_path / "two.fits")
+    with pytest.raises(SkyshiftError, match=r"two\.fits holds 2 images; a point spread function is one"):
+        observe_to_files(replace(sharp, psf=str(tmp_path / "two.fits")))
+
+
+def test_options_of_the_other_kind_of_survey(tiny_store, light_store, tmp_path):
+    def make(source, **given):
+        return ObserveConfig(str(source), str(tmp_path / "no.zarr"), redshift=0.02, **given)
+
+    with pytest.raises(SurveyError, match="'sdss' is an optical one, without baselines; leave out --dirty"):
+        observe_store(make(light_store, survey="sdss", dirty=True), progress=False)
+    fits.PrimaryHDU(np.ones((3, 3), np.float32)).writeto(tmp_path / "star.fits")
+    with pytest.raises(SurveyError, match="'meerkat' is a radio one, with a beam; leave out --psf"):
+        observe_store(make(tiny_store, psf=str(tmp_path / "star.fits")), progress=False)
+    with pytest.raises(SkyshiftError, match="the seed -1; give a whole number, 0 or more"):
+        make(tiny_store, seed=-1)
+    assert not (tmp_path / "no.zarr").exists()

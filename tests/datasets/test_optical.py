@@ -344,6 +344,15 @@ def test_decals_depth_against_a_real_cutout(shared):
 # What is refused.
 
 
+def test_an_empty_map_a_negative_seed_and_a_field_without_end():
+    with pytest.raises(ObservationError, match=r"with pixels, not of shape \(0, 0\)"):
+        observe_optical(np.zeros((0, 0)), 40.0, "sdss", "r", 0.1)
+    with pytest.raises(ObservationError, match="the seed -1; give a whole number, 0 or more"):
+        observe_optical(disc(), 40.0, "sdss", "r", 0.1, seed=-1)
+    with pytest.raises(ObservationError, match=r"too large to be made .* at redshift 1e-05.* or a larger redshift"):
+        observe_optical(disc(), 40.0, "lsst_y10", "r", 1e-5)
+
+
 def test_light_that_is_none():
     bad = disc()
     bad[3, 4], bad[5, 6] = np.nan, -1.0

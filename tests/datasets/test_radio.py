@@ -292,6 +292,8 @@ def test_noise_of_the_real_cube_from_its_system(cube):
     quiet = data[86:101]
     found = np.median(np.abs(quiet - np.median(quiet))) * 1.4826
     assert found == pytest.approx(0.51e-3, abs=0.02e-3)
+    # the preset is that of its cube: beam, pixels and noise
+    assert radio_survey("wsrt").noise() == pytest.approx(found, abs=0.005e-3)
     neighbours = np.mean(quiet[1:] * quiet[:-1]) / np.mean(quiet**2)
     assert neighbours == pytest.approx(2 / 3, abs=0.1)
 
@@ -299,7 +301,9 @@ def test_noise_of_the_real_cube_from_its_system(cube):
     layout = antenna_layout("wsrt")
     uv = uv_tracks(layout, survey.latitude_deg, 60.15, survey.frequency_hz, 12.0)
     short = uv[np.hypot(*uv.T) < 2000.0]
-    used = survey.noise() * np.sqrt(len(uv) / len(short))
+    array = dataclasses.replace(survey, rms_jy=None).noise()  # natural weights of all baselines
+    assert array == pytest.approx(0.23e-3, abs=0.005e-3)
+    used = array * np.sqrt(len(uv) / len(short))
     predicted = used * uv_coverage(short, (200, 200), 25.8, "uniform").noise_factor() * np.sqrt(3 / 8)
     assert predicted == pytest.approx(found, rel=0.25)
 
@@ -386,6 +390,25 @@ def test_maps_that_are_none():
         observe_radio(disc(), "cakes", 60, "meerkat", 0.02, seed=0)
     with pytest.raises(ObservationError, match="a map of 0 kpc has no size"):
         observe_radio(disc(), "Msun / kpc2", 0, "meerkat", 0.02, seed=0)
+
+
+def test_gas_is_not_negative_and_seeds_neither():
+    for unit in ("Msun / kpc2", "K km / s"):
+        with pytest.raises(ObservationError, match="1 of 4096 pixels of the map are negative; gas"):
+            observe_radio(np.where(np.arange(4096) == 7, -1.0, 1.0).reshape(64, 64), unit, 60, "meerkat", 0.02, seed=0)
+    for seed in (-1, 1.5):
+        with pytest.raises(ObservationError, match=rf"the seed {seed}; give a whole number, 0 or more"):
+            observe_radio(disc(), "Msun / kpc2", 60, "meerkat", 0.02, seed=seed)
+
+
+def test_a_field_that_fits_no_memory_is_refused_first():
+    """60 kpc at redshift 1e-5 span 75 degrees: 1e5² pixels of 3 arcsec."""
+    with pytest.raises(ObservationError, match=r"too large to be made .* redshift 1e-05.* smaller shape \(--pixels\)"):
+        observe_radio(disc(), "Msun / kpc2", 60, "meerkat", 1e-5, seed=0)
+    with pytest.raises(ObservationError, match="a field of 20000 × 20000 pixels"):
+        observe_radio(disc(), "Msun / kpc2", 60, "meerkat", 0.02, seed=0, shape=(20000, 20000))
+    with pytest.raises(ObservationError, match="a field of 0 × 64 pixels is none"):
+        observe_radio(disc(), "Msun / kpc2", 60, "meerkat", 0.02, seed=0, shape=(0, 64))
 
 
 def test_lines_out_of_the_band_or_narrower_than_a_channel():

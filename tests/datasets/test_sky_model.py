@@ -1,5 +1,11 @@
 """Sky models: flux, positions and layout as OSKAR and Karabo read them."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from astropy import units
@@ -7,10 +13,22 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
+from skyshift.datasets.formats import write_maps
+from skyshift.datasets.maps import Maps
 from skyshift.datasets.observation import ObservationError
 from skyshift.datasets.radio import HI_FREQUENCY, hi_flux
 from skyshift.datasets.sky import Placement
-from skyshift.datasets.sky_model import COLUMNS, point_components, sky_of_map, write_components, write_sky_image
+from skyshift.datasets.sky_model import (
+    COLUMNS,
+    SkyModelConfig,
+    point_components,
+    sky_of_map,
+    write_components,
+    write_sky_image,
+    write_sky_models,
+)
+from skyshift.datasets.store import MapStore
+from skyshift.errors import SkyshiftError
 
 CENTRE = (201.4, -43.0)
 
@@ -129,3 +147,57 @@ def test_skies_that_are_none(sky, tmp_path):
     with pytest.raises(ObservationError, match="a line cannot be 0 km/s wide"):
         sky_of_map(sky, "Msun / kpc2", 40.0, Placement(0.02), 0)
     assert not list(tmp_path.iterdir())
+
+
+# The command.
+
+
+def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "datasets/sky_model.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_the_command_writes_the_sky_of_each_view(repository, tiny_store, tmp_path):
+    """∫S dv / W of the gas in each map, by its mass, in image and table alike."""
+    out = tmp_path / "skies"
+    given = ("--input", str(tiny_store), "--redshift", "0.01", "--width_kms", "200", "--ra", "201.4", "--dec", "-43")
+    done = run(repository, *given, "--output", str(out), "--table", "csv")
+    assert done.returncode == 0, done.stderr
+    store, place = MapStore(tiny_store), Placement(0.01)
+    shining = [record for record in store.records() if store.maps("hi", [record.view]).any()]
+    assert f"{store.views} FITS images, {len(shining)} tables" in done.stdout
+    for record in shining[:3]:
+        pixel_kpc = record.side / store.pixels
+        mass = store.maps("hi", [record.view])[0].astype(np.float64).sum() * pixel_kpc**2
+        flux = hi_flux(mass, place) / 200.0
+        image, cards = fits.getdata(out / f"view{record.view:06d}_hi_sky.fits", header=True)
+        table = np.loadtxt(out / f"view{record.view:06d}_hi_sky.csv", delimiter=",", skiprows=1)
+        assert image.astype(np.float64).sum() == pytest.approx(flux, rel=1e-5)
+        assert table[:, 2].sum() == pytest.approx(flux, rel=1e-5)
+        assert cards["CRVAL3"] == pytest.approx(HI_FREQUENCY / 1.01, rel=1e-12)
+        assert (cards["CRVAL1"], cards["CRVAL2"]) == (201.4, -43.0)
+        assert 3600 * cards["CDELT2"] == pytest.approx(place.arcsec(pixel_kpc), rel=1e-9)
+    again = run(repository, *given, "--output", str(out))
+    assert again.returncode == 1
+    assert "is there already; choose another output" in again.stderr
+
+
+def test_a_file_an_empty_map_and_what_is_refused(tmp_path):
+    values = np.zeros((2, 16, 16), np.float32)
+    values[0, 3, 4] = 0.5
+    jansky = Maps(values, "continuum", "Jy", np.array([20.0, 30.0]))
+    write_maps(tmp_path / "c.fits", {"continuum": jansky})
+    config = SkyModelConfig(str(tmp_path / "c.fits"), str(tmp_path / "out"), "continuum", frequency_mhz=950.0)
+    names = [path.name for path in write_sky_models(config)]
+    assert names == ["map000000_continuum_sky.fits", "map000000_continuum_sky.osm", "map000001_continuum_sky.fits"]
+    row = np.loadtxt(tmp_path / "out" / names[1])
+    assert (row[2], row[6]) == (0.5, 950e6)
+    with pytest.raises(SkyshiftError, match=r"unknown domain 'continum'\. Did you mean 'continuum'"):
+        write_sky_models(replace(config, domain="continum", output=str(tmp_path / "no")))
+    write_maps(tmp_path / "c.fits", {"continuum": replace(jansky, side=None)})
+    with pytest.raises(SkyshiftError, match="do not say how large they are in kpc"):
+        write_sky_models(replace(config, output=str(tmp_path / "no")))
+    with pytest.raises(SkyshiftError, match="name the maps"):
+        SkyModelConfig()
+    assert not (tmp_path / "no").exists()

@@ -155,6 +155,15 @@ def test_a_cutout_and_any_other_hdf5_file(write_cutout, tmp_path, capsys):
     assert "weights/a" in run(capsys, str(tmp_path / "other.hdf5"))
 
 
+def test_a_stack_of_no_maps_has_no_contact_sheet(tmp_path, capsys):
+    np.save(tmp_path / "m.npy", np.zeros((0, 8, 8), np.float32))
+    assert "0" in run(capsys, str(tmp_path / "m.npy"))
+    figure = tmp_path / "m.png"
+    message = refusal(capsys, str(tmp_path / "m.npy"), "--figure", str(figure))
+    assert "m.npy holds no maps to draw; leave out --figure" in message
+    assert not figure.exists()
+
+
 def test_what_is_none_of_these(tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "x.png").write_bytes(b"x")

@@ -127,7 +127,11 @@ def test_a_file_of_ones_own(tmp_path):
         ({"dishes": []}, "'dishes' must be a list with entries"),
         ({"dishes": [{"count": {"value": 2, "unit": "", "source": "me"}}]}, r"lacks 'dishes\.0\.diameter'"),
         ({"kind": "infrared"}, "'kind' must be one of radio, optical"),
-        ({"title": 3}, "'title' must be a text"),
+        ({"title": 3}, "'title' must be a text, not 3"),
+        ({"pixel": {"value": True, "unit": "arcsec", "source": "me"}}, "'pixel' is no number but True"),
+        ({"title": True}, "'title' must be a text, not True"),
+        ({"mosaic": "false"}, "'mosaic' must be true or false, without quotes, not 'false'"),
+        ({"kind": ["radio"]}, "'kind' must be one of radio, optical"),
     ],
 )
 def test_what_a_file_must_say(tmp_path, changes, message):
@@ -141,6 +145,18 @@ def test_what_a_file_must_say(tmp_path, changes, message):
 def test_no_file_and_no_yaml(tmp_path):
     with pytest.raises(SurveyError, match=r"none\.yaml does not exist; .*meerkat"):
         load_survey(tmp_path / "none.yaml")
-    (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(SurveyError, match="is no YAML"):
-        load_survey(tmp_path / "bad.yaml")
+    for content in (b"a: [1", b"\x89HDF\r\n\x1a\n\xff\xfe", b"kind: radio\x00"):
+        (tmp_path / "bad.yaml").write_bytes(content)
+        with pytest.raises(SurveyError, match=r"bad\.yaml is no YAML"):
+            load_survey(tmp_path / "bad.yaml")
+
+
+def test_a_band_that_is_turned_round_and_a_layout_that_is_none(tmp_path):
+    low = {"value": 1800, "unit": "MHz", "source": "me, on purpose"}
+    with pytest.raises(SurveyError, match=r"survey 'mine': the band ends .* before it begins .* exchange them"):
+        load_survey(write(tmp_path, band_low=low))
+    with pytest.raises(SurveyError, match=r"survey 'mine': unknown layout 'vla_c'\. Did you mean 'vla_[bd]'"):
+        load_survey(write(tmp_path, layout="vla_c"))
+    table = tmp_path / "array.txt"
+    table.write_text("0 0\n100 0\n")
+    assert load_survey(write(tmp_path, layout=str(table))).layout == str(table)

@@ -11,9 +11,8 @@ from astropy import constants
 from skyshift.datasets.observation import ObservationError
 from skyshift.datasets.radio import HI_FREQUENCY, observe_radio
 from skyshift.datasets.sky import Placement
-from skyshift.datasets.surveys import radio_survey
+from skyshift.datasets.surveys import LAYOUTS, radio_survey
 from skyshift.datasets.visibilities import (
-    LAYOUTS,
     Coverage,
     antenna_layout,
     observe_dirty,
@@ -121,14 +120,48 @@ def test_a_dirty_observation():
     assert seen.header["BTYPE"] == "dirty"
     assert 40.0 < seen.beam_arcsec[0] < 65.0
     np.testing.assert_array_equal(seen.noisy, make(point, "Jy").noisy)
-    # All baselines of D fall on this grid: the noise is the survey's, uniform weights make it worse
-    assert seen.sigma.min() == seen.sigma.max() == pytest.approx(survey.noise(), rel=1e-3)
-    assert make(point, "Jy", weighting="uniform").sigma.min() > 1.1 * survey.noise()
+    # All baselines of D fall on this grid: the noise is that of the array in 6 h, uniform weights make it worse
+    thermal = dataclasses.replace(survey, rms_jy=None).noise(None, 6 * 3600.0)
+    assert seen.sigma.min() == seen.sigma.max() == pytest.approx(thermal, rel=1e-3)
+    assert make(point, "Jy", weighting="uniform").sigma.min() > 1.1 * thermal
     with pytest.raises(ObservationError, match="stays below 15 degrees"):
         make(point, "Jy", direction=(0.0, -80.0))
     flat = make(np.full((64, 64), 1.0), "Jy").clean
     # A sheet of 13 arcmin, nearly all that the shortest baseline of 45 m sees (16): most of its 19 Jy a beam is lost
     assert abs(flat[24:40, 24:40].mean()) < 0.5 * np.pi / (4 * np.log(2)) * (seen.beam_arcsec[0] / 12.0) ** 2
+
+
+def test_noise_falls_with_the_time_for_which_the_source_is_up():
+    """σ ∝ t^(-1/2) with natural weights, t without the hours below 15 degrees; a snapshot takes the survey's time.
+
+    At declination 20 MeerKAT sees a source above 15 degrees while cos H > (sin 15° - sin φ sin δ) / (cos φ cos δ),
+    φ = -30.711°: for 7.82 h, to one of 240 steps (1 %).
+    """
+    survey = dataclasses.replace(radio_survey("meerkat"), pixel_arcsec=5.0)
+
+    def make(hours: float, declination: float):
+        sky = np.ones((32, 32))
+        seen = observe_dirty(sky, "Jy", 60.0, survey, 0.02, seed=0, hours=hours, direction=(0.0, declination))
+        uv = uv_tracks(antenna_layout("meerkat"), survey.latitude_deg, declination, survey.frequency_hz, hours)
+        used = uv_coverage(uv, (2 * seen.clean.shape[0],) * 2, 5.0).counts.sum() / (2 * len(uv))
+        return seen.header["EXPTIME"], float(seen.sigma[0, 0]) * np.sqrt(used)
+
+    phi, delta = np.deg2rad([survey.latitude_deg, 20.0])
+    cosine = (np.sin(np.deg2rad(15.0)) - np.sin(phi) * np.sin(delta)) / (np.cos(phi) * np.cos(delta))
+    up = 2.0 * np.rad2deg(np.arccos(cosine)) / 15.0 * 3600.0
+    for hours, declination, expected in ((2.0, -30.0, 7200.0), (8.0, -30.0, 28800.0), (12.0, 20.0, up)):
+        time, sigma = make(hours, declination)
+        assert time == pytest.approx(expected, rel=0.011)
+        assert sigma == pytest.approx(survey.noise(None, time), rel=1e-5)
+    assert make(0.0, -30.0)[0] == survey.time_s
+
+
+def test_a_dirty_map_needs_a_layout_and_a_seed():
+    make = functools.partial(observe_dirty, np.ones((32, 32)), "Jy", 60.0, redshift=0.02)
+    with pytest.raises(ObservationError, match="'meerkat' names no antenna layout"):
+        make(dataclasses.replace(radio_survey("meerkat"), layout=""), seed=0)
+    with pytest.raises(ObservationError, match="the seed -1; give a whole number, 0 or more"):
+        make("meerkat", seed=-1)
 
 
 def test_baselines_that_the_pixels_leave_out_cost_sensitivity():
