@@ -155,7 +155,7 @@ def test_kelvin(radio_config, tmp_path):
     ratio = made.maps("hi_meerkat_sigma", [0]) / MapStore(radio_config.output).maps("hi_meerkat_sigma", [0])
     redshift = made.records()[0].redshift
     survey = get_survey("meerkat")
-    expected = 1.222e6 / ((1.420405751786 / (1 + redshift)) ** 2 * survey.beam_major_arcsec * survey.beam_minor_arcsec)
+    expected = 1.222e6 / ((1.420405751768 / (1 + redshift)) ** 2 * survey.beam_major_arcsec * survey.beam_minor_arcsec)
     np.testing.assert_allclose(ratio, expected, rtol=1e-3)  # 1.222e3 has four digits
 
 
