@@ -43,6 +43,7 @@ class ViewRecord:
         depth: Thickness along the line of sight, kpc; 0 where nothing was cut.
         label: Class number, -1 where there is none.
         flags: Bit i is set where the map of the i-th domain is empty (all zeros).
+        notes: Fields that the galaxy's files lack, and the recipe that took their place, in words; else empty.
     """
 
     view: int
@@ -56,6 +57,7 @@ class ViewRecord:
     depth: float
     label: int
     flags: int
+    notes: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ _SCHEMA = pa.schema(
         ("depth", pa.float64()),
         ("label", pa.int32()),
         ("flags", pa.int64()),
+        ("notes", pa.string()),
     ]
 )
 
@@ -118,8 +121,9 @@ class Part:
 
     @property
     def rows(self) -> str:
-        """SHA-256 of the rows."""
-        return hash_json([asdict(record) for record in self.records])
+        """SHA-256 of the rows. Empty notes do not count: older versions wrote none."""
+        rows = [asdict(record) for record in self.records]
+        return hash_json([{name: value for name, value in row.items() if name != "notes" or value} for row in rows])
 
     @property
     def digest(self) -> str:
@@ -159,13 +163,15 @@ def read_catalogue(paths: Sequence[Location], labels: Sequence[str]) -> Table:
         paths: Of the parts, in order.
         labels: Names of the classes, for the table's ``meta``.
     """
-    parts = [_table(path).replace_schema_metadata() for path in paths]
-    table = pa.concat_tables(parts) if parts else _SCHEMA.empty_table()
+    parts = [_SCHEMA.empty_table(), *(_table(path).replace_schema_metadata() for path in paths)]
+    table = pa.concat_tables(parts, promote_options="default")
     columns = {}
     for name in table.column_names:
         if name == "rotation":
             flat = table[name].combine_chunks().flatten().to_numpy()
             columns[name] = flat.reshape(-1, 3, 3)
+        elif name == "notes":  # older versions wrote none
+            columns[name] = table[name].fill_null("").to_numpy()
         else:
             columns[name] = table[name].to_numpy()
     result = Table(columns)

@@ -228,7 +228,7 @@ DOMAINS: dict[str, Domain] = {
             Domain(
                 f"light_{band}", f"Starlight, {band}", "Lsun / kpc2", "stars", quantities.light(band), ("photometry",)
             )
-            for band in quantities.SOLAR_MAGNITUDE
+            for band in quantities.LIGHT_BANDS
         ),
     )
 }

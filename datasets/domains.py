@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from skyshift.datasets.domain_table import DOMAINS, Domain, DomainError
 from skyshift.datasets.galaxy import Galaxy
 from skyshift.datasets.projection import Canvas, rotate, weighted_mean
-from skyshift.datasets.quantities import Quantity, Recipes, View, mass
+from skyshift.datasets.quantities import SAME_IN_EVERY_VIEW, Quantity, Recipes, View, mass
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
 
@@ -176,7 +176,7 @@ def _run(source: str) -> ModuleType:
             raise
     except SkyshiftError:
         raise
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         raise DomainError(f"{source} cannot be run: {type(error).__name__}: {error}") from error
     return module
 
@@ -204,13 +204,29 @@ class _KindMaker:
         self.canvas = Canvas(view.side, view.pixels, len(self.terms), depth=view.depth, threads=threads, device=device)
         self.factors: dict[str, float] | None = None
 
-    def add(self, galaxy: Galaxy) -> None:
+    def add(self, galaxy: Galaxy, known: dict[Quantity, NDArray[np.float64]]) -> None:
         particles = galaxy.require(self.kind, self.fields)
-        asked = {quantity for term in self.terms for quantity in term[:2] if quantity is not None}
-        values = {quantity: np.asarray(quantity(galaxy, self.recipes, self.view), np.float64) for quantity in asked}
+        values = {}
+        for quantity in dict.fromkeys(quantity for term in self.terms for quantity in term[:2] if quantity is not None):
+            if quantity not in known:
+                values[quantity] = np.asarray(quantity(galaxy, self.recipes, self.view), np.float64)
+                self._check(galaxy, quantity, values[quantity])
+                if quantity in SAME_IN_EVERY_VIEW:
+                    known[quantity] = values[quantity]
+            else:
+                values[quantity] = known[quantity]
         weights = np.stack([values[w] * values[q] ** power if q else values[w] for w, q, power in self.terms])
         self.canvas.add(rotate(particles.position, self.view.rotation), particles["support"], weights)
         self.factors = {d.name: d.factor(galaxy, self.recipes) if d.factor else 1.0 for d in self.domains}
+
+    def _check(self, galaxy: Galaxy, quantity: Quantity, values: NDArray[np.float64]) -> None:
+        """Weights of a mean are not negative: it could lie outside of what it averages, or divide by nothing."""
+        for domain in self.domains:
+            if domain.moment and quantity is domain.weight and (values < 0).any():
+                raise DomainError(
+                    f"domain '{domain.name}': its weight is negative in {int((values < 0).sum())} of {len(values)} "
+                    f"{self.kind} particles of {galaxy.name}, lowest {values.min():.4g}; weights are 0 or more"
+                )
 
     def maps(self) -> dict[str, NDArray[np.float32]]:
         if self.factors is None:
@@ -269,19 +285,23 @@ class MapMaker:
             for kind in kinds
         }
 
-    def add(self, galaxy: Galaxy) -> None:
+    def add(self, galaxy: Galaxy, known: dict[Quantity, NDArray[np.float64]] | None = None) -> None:
         """Add a galaxy, or a chunk of one; kinds that it does not hold are left as they are.
 
         Args:
             galaxy: With kernel supports filled in for every kind that is used
                 (:func:`skyshift.datasets.smoothing.with_support`).
+            known: Quantities of this galaxy or chunk that are the same in every view. What is missing is put in, so
+                that makers of other views of it, with the same recipes, need not compute it again.
 
         Raises:
             GalaxyError: A field or the kernel support is missing.
+            DomainError: The weight of a domain is negative.
         """
+        known = {} if known is None else known
         for kind, maker in self._kinds.items():
             if kind in galaxy.particles:
-                maker.add(galaxy)
+                maker.add(galaxy, known)
 
     def maps(self) -> dict[str, NDArray[np.float32]]:
         """Domain to (pixels, pixels) float32 in the domain's unit; rows run along y upwards, columns along x.

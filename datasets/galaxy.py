@@ -103,6 +103,7 @@ class Galaxy:
         half_mass_radius: Kind to half-mass radius in kpc, where the catalogue gives it.
         label: Class number of the catalogue, or -1.
         provenance: Where it was read from, in words.
+        replaced: Fields that the files lack, and from what they were computed instead, in words.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Galaxy:
     half_mass_radius: Mapping[str, float] = field(default_factory=dict)
     label: int = -1
     provenance: str = ""
+    replaced: str = ""
 
     def __post_init__(self) -> None:
         for kind, particles in self.particles.items():

@@ -31,7 +31,7 @@ References:
     Blitz & Rosolowsky 2006, ApJ 650, 933 (astro-ph/0605035).
     Leroy et al. 2008, AJ 136, 2782 (arXiv:0810.2556).
     Krumholz, McKee & Tumlinson 2009, ApJ 693, 216 (arXiv:0811.0004); McKee & Krumholz 2010, ApJ 709, 308
-    (arXiv:0908.0330), eq. 88 to 93.
+    (arXiv:0908.0330).
     Schaye 2001, ApJ 559, 507 (Jeans length of a cell); Diemer et al. 2018, ApJS 238, 33 (arXiv:1806.02341).
     Hui & Gnedin 1997, MNRAS 292, 27 (recombination rate); Theuns et al. 1998, MNRAS 301, 478 (collisions).
 """
@@ -276,7 +276,7 @@ def jeans_column(
 
 
 def shielded_molecular_fraction(column: NDArray[np.floating], metallicity: NDArray[np.floating]) -> Array:
-    """Molecular share of neutral gas behind dust (McKee & Krumholz 2010, eq. 91 to 93, two-phase equilibrium).
+    """Molecular share of neutral gas behind dust (McKee & Krumholz 2010, two-phase equilibrium).
 
     Args:
         column: (n,) Msun/pc² of neutral gas, helium included.

@@ -22,7 +22,7 @@ References:
     Bottrell et al. 2019, MNRAS 490, 5390 (RealSim: simulated galaxies put into real skies).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from skyshift.datasets.beams import gaussian_kernel, image_kernel, kernel_fwhm, moffat_kernel
 from skyshift.datasets.observation import Observation, ObservationError, check_seed, field_shape
+from skyshift.datasets.quantities import SOLAR_MAGNITUDE as SOLAR_AB
 from skyshift.datasets.resampling import convolve, covering_shape, rebin
 from skyshift.datasets.sky import Placement, wcs_header
 from skyshift.datasets.surveys import Band, OpticalSurvey, optical_survey
@@ -42,9 +43,6 @@ UNIT = "nmgy"
 
 ZERO_POINT = 22.5
 """AB magnitude of one nanomaggy."""
-
-SOLAR_AB: Mapping[str, float] = {"u": 6.39, "g": 5.11, "r": 4.65, "i": 4.53, "z": 4.50}
-"""Absolute AB magnitude of the Sun in the SDSS bands (Willmer 2018, table 3)."""
 
 _FWHM_PIXELS = 3.0
 """Pixels that a profile's FWHM must span to be sampled at their centres: what is aliased is below 2e-3 of the peak."""

@@ -35,7 +35,7 @@ References:
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,17 +53,20 @@ Array = NDArray[np.floating]
 BANDS = ("U", "B", "V", "K", "g", "r", "i", "z")
 """Columns of ``GFM_StellarPhotometrics``."""
 
-SOLAR_MAGNITUDE: dict[str, float] = {"g": 5.11, "r": 4.65, "i": 4.53}
-"""Absolute AB magnitude of the Sun in SDSS bands (Willmer 2018)."""
+LIGHT_BANDS = ("g", "r", "i")
+"""SDSS bands of the light domains."""
+
+SOLAR_MAGNITUDE: Mapping[str, float] = {"u": 6.39, "g": 5.11, "r": 4.65, "i": 4.53, "z": 4.50}
+"""Absolute AB magnitude of the Sun in SDSS bands (Willmer 2018, table 3)."""
 
 COLUMN_PER_BRIGHTNESS = 1.823e18
-"""cm⁻² of HI for 1 K km/s, optically thin."""
+"""cm⁻² / (K km/s): N_HI of optically thin gas over ∫T_b dv."""
 
 EINSTEIN_A10 = 2.884e-15
 """1/s, spontaneous decay of the 21 cm line."""
 
 LINE_FREQUENCY = 1.420405751768e9
-"""Hz, of the 21 cm line."""
+"""Hz, rest frequency of the 21 cm line (Hellwig et al. 1970, IEEE Trans. Instrum. Meas. 19, 200)."""
 
 GAUNT_FACTOR = 1.2
 """Frequency average of the free-free Gaunt factor (Rybicki & Lightman 1979, after eq. 5.15)."""
@@ -78,7 +81,7 @@ class Recipes:
     Attributes:
         molecular: How molecular hydrogen is taken off the neutral: br06, leroy08, kmt or none.
         neutral: Neutral hydrogen of gas that forms no stars: the snapshot's own, or from ionisation equilibrium. A
-            snapshot without its own takes the equilibrium, and says so in each galaxy's provenance.
+            snapshot without its own takes the equilibrium; the notes in the store's catalogue say for which galaxies.
         hydrogen: Hydrogen mass fraction: primordial (0.76), or of each cell (needs ``GFM_Metals``).
         channel_width: km/s in the galaxy's frame, for T_b of the 21 cm line.
         brightness: Coefficient of T_b: quoted (189 mK, as the field does) or exact (from A10).
@@ -124,10 +127,20 @@ Quantity = Callable[[Galaxy, Recipes, View], Array]
 """Galaxy, recipes and view to one number per particle."""
 
 
+SAME_IN_EVERY_VIEW: set[Quantity] = set()
+"""Quantities that do not look at the view: computed once for all views of a galaxy."""
+
+
+def same_in_every_view(quantity: Quantity) -> Quantity:
+    """Say that a quantity does not look at the view. A quantity of which this is not said is computed anew in each."""
+    SAME_IN_EVERY_VIEW.add(quantity)
+    return quantity
+
+
 @functools.cache
 def mass(kind: str) -> Quantity:
     """Mass of every particle of ``kind``, Msun. The same function for the same kind."""
-    return lambda galaxy, recipes, view: galaxy.particles[kind].mass
+    return same_in_every_view(lambda galaxy, recipes, view: galaxy.particles[kind].mass)
 
 
 def hydrogen_fields(recipes: Recipes) -> tuple[str, ...]:
@@ -135,11 +148,13 @@ def hydrogen_fields(recipes: Recipes) -> tuple[str, ...]:
     return hydrogen.hydrogen_fields(recipes.molecular, recipes.neutral, recipes.hydrogen)
 
 
+@same_in_every_view
 def hi_mass(galaxy: Galaxy, recipes: Recipes, view: View) -> Array:
     """HI of every gas cell, Msun."""
     return hydrogen.atomic_hydrogen_mass(galaxy, recipes.molecular, neutral=recipes.neutral, hydrogen=recipes.hydrogen)
 
 
+@same_in_every_view
 def h2_mass(galaxy: Galaxy, recipes: Recipes, view: View) -> Array:
     """H2 of every gas cell, Msun."""
     return hydrogen.molecular_hydrogen_mass(
@@ -176,12 +191,14 @@ def channel_brightness(galaxy: Galaxy, recipes: Recipes) -> float:
     return float(brightness_coefficient(recipes.brightness) * share)
 
 
+@same_in_every_view
 def temperature(galaxy: Galaxy, recipes: Recipes, view: View) -> Array:
     """K; star-forming cells carry the pressure of an effective equation of state and count as 1e4 K."""
     gas = galaxy.particles["gas"]
     return np.where(gas["sfr"] > 0, hydrogen.STAR_FORMING_TEMPERATURE, gas["temperature"])
 
 
+@same_in_every_view
 def field_strength(galaxy: Galaxy, recipes: Recipes, view: View) -> Array:
     """|B| of every gas cell, µG."""
     return np.linalg.norm(galaxy.particles["gas"]["magnetic_field"], axis=1) * 1e6
@@ -189,7 +206,7 @@ def field_strength(galaxy: Galaxy, recipes: Recipes, view: View) -> Array:
 
 def of_gas(name: str) -> Quantity:
     """A field of the gas as it is."""
-    return lambda galaxy, recipes, view: galaxy.particles["gas"][name]
+    return same_in_every_view(lambda galaxy, recipes, view: galaxy.particles["gas"][name])
 
 
 @functools.cache
@@ -201,7 +218,9 @@ def recession(kind: str) -> Quantity:
 def light(band: str) -> Quantity:
     """Luminosity of every star particle in ``band`` (g, r or i), Lsun of that band."""
     column, sun = BANDS.index(band), SOLAR_MAGNITUDE[band]
-    return lambda galaxy, recipes, view: 10.0 ** (-0.4 * (galaxy.particles["stars"]["photometry"][:, column] - sun))
+    return same_in_every_view(
+        lambda galaxy, recipes, view: 10.0 ** (-0.4 * (galaxy.particles["stars"]["photometry"][:, column] - sun))
+    )
 
 
 def _bremsstrahlung() -> float:
@@ -216,6 +235,7 @@ _PROTONS_PER_MSUN = float((1 * units.Msun / constants.m_p).to_value(""))
 _KELVIN_PER_KEV = float((1 * units.keV / constants.k_B).to_value("K"))
 
 
+@same_in_every_view
 def xray_luminosity(galaxy: Galaxy, recipes: Recipes, view: View) -> Array:
     """Bremsstrahlung of every gas cell in the X-ray band, erg/s."""
     gas = galaxy.particles["gas"]

@@ -36,6 +36,8 @@ from numpy.typing import NDArray
 
 from skyshift.datasets.beams import beam_area
 from skyshift.datasets.observation import Observation, ObservationError, check_map, check_seed, field_shape
+from skyshift.datasets.quantities import COLUMN_PER_BRIGHTNESS as HI_COLUMN
+from skyshift.datasets.quantities import LINE_FREQUENCY as HI_FREQUENCY
 from skyshift.datasets.radio_beams import beam_response, check_beam, correlated_noise, primary_beam
 from skyshift.datasets.resampling import convolve, rebin
 from skyshift.datasets.sky import Placement, wcs_header
@@ -43,15 +45,9 @@ from skyshift.datasets.surveys import RadioSurvey, radio_survey
 
 Array = NDArray[np.float64]
 
-HI_FREQUENCY = 1.420405751768e9
-"""Hz, rest frequency of the 21 cm line."""
-
 HI_FLUX = 2.356e5
 """Msun / (Mpc² Jy km/s): M_HI = HI_FLUX D_L² ∫S dv / (1 + z). The number that the field quotes; from first principles,
 with A10 = 2.884e-15 /s, it is 2.343e5, 0.5 % less."""
-
-HI_COLUMN = 1.823e18
-"""cm⁻² / (K km/s): N_HI of optically thin gas over ∫T_b dv."""
 
 PrimaryBeam = Literal["none", "attenuated", "corrected"]
 

@@ -19,6 +19,7 @@ from skyshift.datasets.claims import Claims
 from skyshift.datasets.domains import MapMaker, Recipes, View, load_domains, needed_fields
 from skyshift.datasets.galaxy import Galaxy, GalaxyError
 from skyshift.datasets.projection import random_rotations
+from skyshift.datasets.quantities import Quantity
 from skyshift.datasets.smoothing import SupportCache, keeping
 from skyshift.datasets.sources import GalaxySource, Item, RegionSource
 from skyshift.datasets.store import Failure, MapStore, ViewRecord
@@ -162,6 +163,7 @@ class BuildConfig:
                 for k, v in vars(self.source).items()
                 if not k.startswith("_")
             },
+            **({"files": listed} if (listed := self.source.listed()) else {}),
             "galaxies": galaxies,
             **plan,
         }
@@ -206,8 +208,9 @@ def views_of(
         for rotation in rotations
     ]
     for chunk in chain([galaxy], chunks):
+        values: dict[Quantity, NDArray[np.float64]] = {}  # what no rotation changes is computed once
         for maker in makers:
-            maker.add(chunk)
+            maker.add(chunk, values)
     views: list[Mapping[str, NDArray[np.float32]]] = [maker.maps() for maker in makers]
     records = [
         ViewRecord(
@@ -222,6 +225,7 @@ def views_of(
             depth=depth or 0.0,
             label=galaxy.label,
             flags=sum(1 << i for i, name in enumerate(config.domains) if not maps[name].any()),
+            notes=galaxy.replaced,
         )
         for index, (rotation, maps) in enumerate(zip(rotations, views, strict=True))
     ]

@@ -6,10 +6,12 @@ one item at a time. A new simulation is one subclass.
 
 import abc
 import functools
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +83,10 @@ class GalaxySource(abc.ABC):
     def labels(self) -> tuple[str, ...]:
         """Names of the classes, empty where there are none."""
         return ()
+
+    def listed(self) -> str:
+        """What :meth:`items` found, where that depends on more than the settings; a store remembers it."""
+        return ""
 
 
 @functools.lru_cache(maxsize=2)
@@ -217,17 +223,30 @@ class SyntheticSource(SnapshotSource):
 class CutoutSource(GalaxySource):
     """Cutout files of the TNG web service.
 
+    ``items`` looks for the files, and ``read`` takes these, also in another process: what comes into the folder later
+    changes no number. A store remembers the list, and a build with another one is refused.
+
+    The numbers of subhaloes mean something within one snapshot alone, so without a merger tree nobody knows which
+    cutouts of two snapshots are one galaxy at two times. They must not fall on different sides of a split.
+
     Attributes:
         files: Paths or patterns (``cutouts/*.hdf5``).
         minimum_particles: Kind to the least number of particles.
         partial: Take thinned files, whose header counts more than they hold.
+        several_snapshots: Of one simulation: refuse them; put all of that simulation ``together`` into one split group,
+            which is safe; or take the same number for the same galaxy, ``by_number``, where you have arranged that.
     """
 
     files: list[str] = field(default_factory=list)
     minimum_particles: dict[str, int] = field(default_factory=dict)
     partial: bool = False
+    several_snapshots: Literal["refuse", "together", "by_number"] = "refuse"
+
+    def __post_init__(self) -> None:
+        self._found: list[Path] = []  # by items()
 
     def _paths(self) -> list[Path]:
+        """The files, absolute: a worker may stand elsewhere."""
         found: list[Path] = []
         for pattern in self.files:
             path = Path(pattern)
@@ -235,26 +254,59 @@ class CutoutSource(GalaxySource):
             if not matches:
                 raise SnapshotError(f"no cutout file is called {pattern}")
             found.extend(matches)
-        return list({path.resolve(): path for path in found}.values())
+        return list({path.resolve(): path.absolute() for path in found}.values())
 
     def items(self) -> list[Item]:
-        """The files in the order given, each once; files of one subhalo form a split group."""
+        """The files in the order given, each once; files of one subhalo form a split group.
+
+        Raises:
+            SnapshotError: There are none, one is no cutout, or they are of several snapshots of one simulation.
+        """
         paths = self._paths()
         if not paths:
             raise SnapshotError("no cutout files were named (files: [...])")
-        groups: dict[tuple[str, int, int], int] = {}
+        headers = [read_cutout_header(path) for path in paths]
+        epochs: dict[str, dict[float, Path]] = {}
+        for path, header in zip(paths, headers, strict=True):
+            epochs.setdefault(header.simulation, {}).setdefault(round(header.scale_factor, 6), path)
+        several = {simulation: list(times.values()) for simulation, times in epochs.items() if len(times) > 1}
+        if several and self.several_snapshots == "refuse":
+            simulation, (first, second, *_) = next(iter(several.items()))
+            raise SnapshotError(
+                f"{first} and {second} are of two snapshots of {simulation or 'an unnamed simulation'}: which cutouts "
+                "are one galaxy at two times is not known, and a split could put it on both sides. Build one store a "
+                "snapshot and train on one alone, or set source.several_snapshots to together (one split group a "
+                "simulation) or, where one number is one galaxy, to by_number"
+            )
+        groups: dict[tuple[object, ...], int] = {}
         items = []
-        for i, path in enumerate(paths):
-            header = read_cutout_header(path)
-            subhalo = (header.simulation, header.number, header.cutout)
-            items.append(Item(i, groups.setdefault(subhalo, i) if header.cutout >= 0 else i))
+        for i, (path, header) in enumerate(zip(paths, headers, strict=True)):
+            group: tuple[object, ...] = (header.simulation, header.cutout if header.cutout >= 0 else path)
+            if header.simulation in several and self.several_snapshots == "together":
+                group = (header.simulation,)
+            elif header.simulation in several and header.cutout < 0:
+                raise SnapshotError(f"{path} does not say which subhalo it is: several_snapshots cannot be by_number")
+            items.append(Item(i, groups.setdefault(group, i)))
+        self._found = paths
         return items
+
+    def listed(self) -> str:
+        """Number and hash of the names of the files that :meth:`items` found."""
+        names = "\n".join(path.name for path in self._found)
+        return f"{len(self._found)} files, SHA-256 of their names {hashlib.sha256(names.encode()).hexdigest()}"
 
     def read(self, number: int, need: Need) -> Galaxy:
         """One file."""
-        path = self._paths()[number]
+        self._found = self._found or self._paths()
+        path = self._found[number]
         facts = cutout_facts(path)
-        galaxy = read_cutout(path, need=need, partial=self.partial, centre=facts.centre if facts else None)
+        galaxy = read_cutout(
+            path,
+            need=need,
+            partial=self.partial,
+            centre=facts.centre if facts else None,
+            empty=[kind for kind, count in facts.count.items() if not count] if facts else (),
+        )
         if facts:
             radii = {kind: radius for kind, radius in facts.half_mass_radius.items() if kind in galaxy.half_mass_radius}
             galaxy = replace(

@@ -437,6 +437,11 @@ class MapStore:
             self._catalogue = table
         return self._catalogue.copy()
 
+    def notes(self) -> dict[str, int]:
+        """What the plan does not say: fields that files lack and what took their place, to the number of views."""
+        words, counts = np.unique(np.asarray(self.catalogue()["notes"], str), return_counts=True)
+        return {word: int(count) for word, count in zip(words.tolist(), counts.tolist(), strict=True) if word}
+
     def manifest(self) -> dict[str, Any]:
         """What the finished shards hold, by hash: two builds of the same galaxies have the same manifest."""
         shards = []

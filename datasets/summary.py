@@ -195,6 +195,7 @@ def of_store(path: str | Path, sample: int, columns: int, seed: int) -> Summary:
         "complete": done == store.shards,
         "shards": {"done": done, "all": store.shards, "views": store.shard_views},
         "catalogue": _catalogue_facts(catalogue, store),
+        "notes": store.notes(),
         "failures": _failures(store),
         "domains": domains,
     }
@@ -248,6 +249,7 @@ def _store_lines(facts: Mapping[str, Any]) -> list[str]:
         ]
     if held.get("labels"):
         lines.append("  labels: " + ", ".join(f"{name} ({count:,} views)" for name, count in held["labels"].items()))
+    lines += [f"  {count:,} views: {words}" for words, count in facts["notes"].items()]
     if facts["failures"]:
         lines.append(f"  galaxies that could not be built: {len(facts['failures']):,}")
         lines += [f"    {_failure_line(entry)}" for entry in facts["failures"][:5]]

@@ -190,6 +190,7 @@ class Snapshot:
             half_mass_radius={kind: float(radii[PARTICLE_TYPES[kind]]) for kind in KINDS},
             label=int(self.subhalos.label[number]),
             provenance=f"subhalo {number} of {self._where}" + (f"; {replaced}" if replaced else ""),
+            replaced=replaced,
         )
 
     def _chunk_range(self, first: NDArray[np.int64], number: NDArray[np.int64], kind: str) -> NDArray[np.int64]:

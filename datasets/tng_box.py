@@ -106,4 +106,5 @@ class Box:
             velocity=systemic_velocity(kinds),
             half_mass_radius={kind: half_mass_radius(p) for kind, p in kinds.items()},
             provenance=f"sphere of {radius:.0f} kpc in {self.folder}" + (f"; {self.replaced}" if self.replaced else ""),
+            replaced=self.replaced,
         )

@@ -5,6 +5,7 @@ References:
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,18 @@ class Subhalos:
         return len(self.sfr)
 
 
+def _why(folder: Path, columns: Sequence[str], error: Exception) -> str:
+    """Which chunk of a group catalogue cannot be read, and the cure."""
+    for _, path in sorted(chunk_paths(folder).items()):
+        try:
+            with open_file(path) as file:
+                for name in columns if file["Header"].attrs["Nsubgroups_ThisFile"] else ():
+                    file["Subhalo"][name][()]
+        except SnapshotError as damage:
+            return str(damage)
+    return f"the group catalogue in {folder} cannot be read ({type(error).__name__}: {error}); fetch its chunks again"
+
+
 def read_catalogue(base_path: Path, number: int, header: Header) -> Subhalos:
     """Read the group catalogue of a snapshot.
 
@@ -76,7 +89,12 @@ def read_catalogue(base_path: Path, number: int, header: Header) -> Subhalos:
         labelled = _LABEL in columns
         names = json.loads(file["Subhalo"][_LABEL].attrs["names"]) if labelled else []
     wanted = [*_COLUMNS, *([_LABEL] if labelled else [])]
-    raw = illustris_python.groupcat.loadSubhalos(str(base_path), number, fields=wanted)
+    try:
+        raw = illustris_python.groupcat.loadSubhalos(str(base_path), number, fields=wanted)
+    except Exception as error:  # whatever the library says of what it cannot read
+        raise SnapshotError(_why(first.parent, wanted, error)) from error
+    if "SubhaloPos" not in raw:
+        raise SnapshotError(f"the group catalogue in {first.parent} has no subhaloes: there is nothing to make maps of")
     length = header.scale_factor / header.hubble
     return Subhalos(
         position=raw["SubhaloPos"].astype(np.float64) * length,

@@ -5,7 +5,7 @@ References:
     Power et al. 2003, MNRAS 338, 14 (shrinking spheres).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +64,7 @@ def read_cutout(
     need: Need | None = None,
     centre: Sequence[float] | None = None,
     partial: bool = False,
+    empty: Iterable[str] = (),
 ) -> Galaxy:
     """Read an API cutout file.
 
@@ -74,6 +75,8 @@ def read_cutout(
         centre: (3,) kpc in the box, physical; by default the centre of shrinking spheres around all particles
             (a cutout does not carry ``SubhaloPos``).
         partial: Take a thinned file, whose header counts more particles than the arrays hold.
+        empty: Kinds of which the subhalo is known to have no particles. Of a kind that the cutout was not asked for the
+            header counts 0 as well, so that the file alone does not tell.
 
     Returns:
         The galaxy, with half-mass radii computed from the particles; its velocity is the mean of its gas.
@@ -88,7 +91,8 @@ def read_cutout(
         groups = {kind: f"PartType{PARTICLE_TYPES[kind]}" for kind in KINDS}
         have = {kind: set(file[group]) for kind, group in groups.items() if group in file}
         # A type without particles has no group: asked for and absent means that the galaxy has none.
-        none = [k for k, g in groups.items() if k not in have and g in header.request]
+        known = set(empty)
+        none = [k for k, g in groups.items() if k not in have and (g in header.request or k in known)]
         replaced = check_need({**have, **{kind: FIELDS[kind] for kind in none}}, need or {}, str(path))
         stored = {
             kind: read_group(file, kind, header, wanted_fields(kind, names_of(need, kind)), partial) for kind in KINDS
@@ -122,4 +126,5 @@ def read_cutout(
         velocity=systemic_velocity(kinds),
         half_mass_radius={kind: half_mass_radius(p) for kind, p in kinds.items()},
         provenance=f"cutout {path.name} of {simulation}" + (f"; {replaced}" if replaced else ""),
+        replaced=replaced,
     )

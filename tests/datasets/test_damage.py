@@ -6,12 +6,17 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from skyshift.datasets import hydrogen
+from skyshift.datasets.build import build_store
 from skyshift.datasets.domains import DOMAINS, Recipes, needed_fields
 from skyshift.datasets.galaxy import GalaxyError
-from skyshift.datasets.sources import SnapshotSource
+from skyshift.datasets.shards import BuildConfig, FieldOfView
+from skyshift.datasets.sources import CutoutSource, SnapshotSource
+from skyshift.datasets.store import MapStore
+from skyshift.datasets.summarize import SummarizeConfig, summarize
 from skyshift.datasets.tng import Box, Snapshot, read_cutout
 from skyshift.datasets.tng_units import SnapshotError
 
@@ -266,3 +271,50 @@ def test_without_temperature_there_is_no_equilibrium_either(mini):
         SnapshotError, match=r"no NeutralHydrogenAbundance, needed for 'neutral_fraction' of gas \(mini"
     ):
         Snapshot(mini, 99).galaxy(1, need={"gas": {"neutral_fraction", "density"}})
+
+
+def test_a_store_says_whose_neutral_hydrogen_was_replaced(tmp_path, write_cutout, arrays_of_a_cutout):
+    """The plan says ``neutral: snapshot`` of both galaxies, and is right for one; the catalogue tells them apart."""
+    arrays = arrays_of_a_cutout(1)
+    write_cutout(tmp_path / "full.hdf5", arrays, header={"CutoutID": 1})
+    del arrays["PartType0"]["NeutralHydrogenAbundance"]
+    write_cutout(tmp_path / "mini.hdf5", arrays, header={"CutoutID": 2})
+    source = CutoutSource([str(tmp_path / "*.hdf5")])
+    config = BuildConfig(source, str(tmp_path / "m.zarr"), ["gas", "hi"], 8, 2, FieldOfView(kpc=20.0))
+    store = build_store(config, progress=False)
+    assert store.plan["recipes"]["neutral"] == "snapshot"
+    ((words, views),) = store.notes().items()
+    assert words.startswith("NeutralHydrogenAbundance is missing: neutral fractions from ionisation equilibrium")
+    assert views == 2
+    assert store.catalogue()["notes"].tolist() == ["", "", words, words]
+    assert f"  2 views: {words}" in summarize(SummarizeConfig(config.store)).lines
+    assert store.verify() == {}
+
+
+def test_parts_without_notes_are_read(tmp_path, tiny_store):
+    """Those of older versions: nothing is noted, and their hashes still hold."""
+    shutil.copytree(tiny_store, tmp_path / "old.zarr")
+    before = MapStore(tiny_store)
+    for path in (tmp_path / "old.zarr/catalogue").glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.drop_columns(["notes"]), path)
+    old = MapStore(tmp_path / "old.zarr")
+    assert old.verify() == {}
+    assert old.notes() == {}
+    assert old.fingerprint == before.fingerprint
+    assert old.catalogue()["notes"].tolist() == [""] * len(before.catalogue())
+
+
+@pytest.mark.parametrize("damage", ["cut off", "a column is missing"])
+def test_a_damaged_chunk_of_the_catalogue_is_named(copy, damage):
+    chunk = copy / "groups_099/fof_subhalo_tab_099.1.hdf5"
+    if damage == "cut off":
+        with chunk.open("r+b") as file:
+            file.truncate(chunk.stat().st_size // 2)
+    else:
+        with h5py.File(chunk, "r+") as file:
+            del file["Subhalo/SubhaloVel"]
+    before = chunk.read_bytes()
+    with pytest.raises(SnapshotError, match=r"fof_subhalo_tab_099\.1\.hdf5 is .*; fetch it again"):
+        Snapshot(copy, 99)
+    assert chunk.read_bytes() == before

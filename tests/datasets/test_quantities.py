@@ -8,10 +8,11 @@ from astropy import constants, units
 from scipy.integrate import quad
 
 from skyshift.datasets import quantities
-from skyshift.datasets.domains import DOMAINS, MapMaker, Recipes, View, make_maps, needed_fields
+from skyshift.datasets.domains import DOMAINS, Domain, MapMaker, Recipes, View, make_maps, needed_fields
 from skyshift.datasets.galaxy import Galaxy, Particles
 from skyshift.datasets.projection import random_rotations
 from skyshift.datasets.smoothing import with_support
+from skyshift.datasets.surveys import get_survey
 from skyshift.datasets.tng import Box, Snapshot
 from skyshift.errors import SkyshiftError
 
@@ -173,7 +174,7 @@ def test_the_cores_of_clusters_fit_into_float32():
 def test_magnitudes_and_luminosities():
     """The Sun has 1 Lsun in every band, and 5 mag are a factor of 100."""
     photometry = np.zeros((3, 8))
-    for band, sun in quantities.SOLAR_MAGNITUDE.items():
+    for band, sun in ((b, quantities.SOLAR_MAGNITUDE[b]) for b in quantities.LIGHT_BANDS):
         photometry[:, quantities.BANDS.index(band)] = sun - np.array([0.0, 5.0, -2.5])
     galaxy = cloud(3)
     stars = replace(galaxy.particles["stars"], fields={"photometry": photometry})
@@ -400,3 +401,41 @@ def test_real_molecules_and_line(subbox):
     assert hi * quantities.column_brightness(subbox, Recipes()) == pytest.approx(hi / 1e7 * 684.6, rel=5e-4)
     kmt = quantities.h2_mass(subbox, Recipes(molecular="kmt"), View(FACE_ON, 1.0, 1)).sum()
     assert 0.1 < kmt / h2 < 10
+
+
+def test_what_no_view_changes_is_computed_once_a_galaxy(monkeypatch):
+    """HI once for four views, a user's quantity in each; and the maps are those of makers that share nothing."""
+    calls = {"hi": 0, "own": 0}
+
+    def hi(galaxy, recipes, view):
+        calls["hi"] += 1
+        return quantities.hi_mass(galaxy, recipes, view)
+
+    def own(galaxy, recipes, view):
+        calls["own"] += 1
+        return np.abs(galaxy.particles["gas"].position @ view.rotation[2])
+
+    quantities.same_in_every_view(hi)
+    monkeypatch.setitem(DOMAINS, "hi_once", Domain("hi_once", "H", "Msun / kpc2", "gas", hi))
+    monkeypatch.setitem(DOMAINS, "own", Domain("own", "O", "kpc", "gas", own, moment=1, weight=hi))
+    names = ["gas", "velocity", "hi_once", "own"]
+    galaxy = cloud(300)
+    views = [View(rotation, 20.0, 8) for rotation in random_rotations(4, 0)]
+    shared, known = [], {}
+    for view in views:
+        maker = MapMaker(names, view)
+        maker.add(galaxy, known)
+        shared.append(maker.maps())
+    assert calls == {"hi": 1, "own": 4}
+    for view, maps in zip(views, shared, strict=True):
+        alone = make_maps(galaxy, names, view)
+        for name in names:
+            np.testing.assert_array_equal(maps[name], alone[name])
+    assert not np.array_equal(shared[0]["velocity"], shared[1]["velocity"])
+
+
+def test_the_line_has_one_frequency():
+    """Hellwig et al. (1970); the surveys that name the line say the same."""
+    assert quantities.LINE_FREQUENCY == 1420405751.768
+    for name in ("meerkat", "wsrt", "ska_mid_aa4", "ska_mid_aa_star"):
+        assert get_survey(name).frequency_hz == pytest.approx(quantities.LINE_FREQUENCY, rel=1e-15)

@@ -1,6 +1,9 @@
 """Where galaxies come from: regions of a real box around a hole, subhaloes of a snapshot, the toy simulation."""
 
+import copy
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,13 +11,17 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from skyshift.datasets.shards import BuildConfig
-from skyshift.datasets.sources import RegionSource, SnapshotSource, SyntheticSource
+from skyshift.datasets.build import build_store
+from skyshift.datasets.cutout_facts import Facts, write_facts
+from skyshift.datasets.shards import BuildConfig, FieldOfView
+from skyshift.datasets.sources import CutoutSource, RegionSource, SnapshotSource, SyntheticSource
+from skyshift.datasets.store import StoreError
 from skyshift.datasets.synthetic import SyntheticSimulation
 from skyshift.datasets.tng import Box
 from skyshift.datasets.tng_units import SnapshotError
 
 SUBBOX = "tng/TNG50-4-Subbox0/output/snapdir_2332"
+H = 0.6774
 FEW = {"gas": 10, "dm": 10, "stars": 10}
 
 
@@ -203,3 +210,86 @@ def test_the_toy_simulation_is_written_once_and_never_overwritten(tmp_path):
     with pytest.raises(SnapshotError, match=r"toy holds a simulation with seed = 0, this one has 1; choose another"):
         SyntheticSource(path=str(tmp_path / "toy"), simulation=other).prepare(1)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "toy").rglob("*")} == before
+
+
+# cutouts
+
+
+@pytest.fixture
+def cutout(tmp_path: Path, write_cutout, arrays_of_a_cutout) -> Callable[..., Path]:
+    """Write the cutout of a subhalo, whose number seeds its particles."""
+
+    def write(name: str, number: int, *, snapshot: int = 50, scale_factor: float = 0.5, **more: object) -> Path:
+        header = {"CutoutID": number, "SnapshotNumber": snapshot, "Time": scale_factor, **more}
+        return Path(write_cutout(tmp_path / name, arrays_of_a_cutout(abs(number)), header=header))
+
+    return write
+
+
+def test_a_cutout_that_comes_in_during_a_build_changes_no_number(tmp_path, cutout, monkeypatch):
+    """It sorts before the others; the items still read what they were made of, in another process and folder too."""
+    cutout("b.hdf5", 2)
+    cutout("c.hdf5", 3)
+    monkeypatch.chdir(tmp_path)
+    source = CutoutSource(["*.hdf5"])
+    items = source.items()
+    sent = copy.deepcopy(source)  # by the state that a build sends to its workers
+    cutout("a.hdf5", 1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for one in (source, sent):
+        assert [one.read(item.number, {"gas": {"density"}}).number for item in items] == [2, 3]
+    monkeypatch.chdir(tmp_path)
+    assert [source.read(item.number, {"gas": set()}).number for item in source.items()] == [1, 2, 3], "asked again"
+
+
+def test_a_store_of_cutouts_refuses_other_files_of_the_same_number(tmp_path, cutout):
+    for number in (1, 2):
+        cutout(f"c{number}.hdf5", number)
+    source = CutoutSource([str(tmp_path / "c*.hdf5")])
+    config = BuildConfig(source, str(tmp_path / "m.zarr"), ["gas"], 8, 1, FieldOfView(kpc=20.0))
+    before = build_store(config, progress=False).fingerprint
+    assert build_store(replace(config, source=CutoutSource(source.files)), progress=False).fingerprint == before
+    (tmp_path / "c1.hdf5").unlink()
+    cutout("c3.hdf5", 3)
+    with pytest.raises(StoreError, match=r"built with files = 2 files, SHA-256 of their names .* says 2 files, SHA-"):
+        build_store(replace(config, source=CutoutSource(source.files)), progress=False)
+
+
+def test_one_galaxy_at_two_times_is_never_on_two_sides(tmp_path, cutout):
+    """Numbers of subhaloes do not last, so which cutouts of two snapshots are one galaxy is not known."""
+    cutout("a.hdf5", 7)
+    cutout("b.hdf5", 8)
+    cutout("c.hdf5", 7, snapshot=67, scale_factor=2 / 3, Redshift=0.5)
+    cutout("d.hdf5", 7, SimulationName="another")
+    files = [str(tmp_path / "*.hdf5")]
+    with pytest.raises(SnapshotError, match=r"a\.hdf5 and .*c\.hdf5 are of two snapshots of L75n1820TNG: .* Build"):
+        CutoutSource(files).items()
+
+    def groups(source: CutoutSource) -> list[int]:
+        return [item.split_group for item in source.items()]
+
+    assert groups(CutoutSource(files, several_snapshots="together")) == [0, 0, 0, 3]
+    assert groups(CutoutSource(files, several_snapshots="by_number")) == [0, 1, 0, 3]
+    assert groups(CutoutSource([files[0].replace("*", "[abd]")])) == [0, 1, 2], "of one snapshot each"
+    cutout("e.hdf5", -1)
+    with pytest.raises(SnapshotError, match=r"e\.hdf5 does not say which subhalo it is: several_snapshots cannot be"):
+        CutoutSource(files, several_snapshots="by_number").items()
+
+
+def test_a_galaxy_without_gas_is_told_from_one_whose_gas_was_not_downloaded(tmp_path, write_cutout, arrays_of_a_cutout):
+    """The header counts 0 of both (the real cutout of TNG100 does so of its dark matter); the facts beside it tell."""
+    arrays = arrays_of_a_cutout(gas=0)
+    del arrays["PartType0"]
+    path = write_cutout(tmp_path / "c.hdf5", arrays, request="PartType1=all+PartType4=all")
+    source, need = CutoutSource([str(path)]), {"gas": {"density"}, "dm": set()}
+    with pytest.raises(SnapshotError, match=r"has no PartType0 \(gas\); it holds PartType1, PartType4\. Download"):
+        source.read(0, need)
+    vector, count, size = (0.0, 0.0, 0.0), {"gas": 5, "dm": 30}, path.stat().st_size
+    facts = Facts("TNG100-1", 50, 17, 1.0, H, vector, vector, {}, {}, count, None, 0, True, 1, size=size)
+    write_facts(path, facts)
+    with pytest.raises(SnapshotError, match=r"has no PartType0 \(gas\)"):
+        source.read(0, need)
+    write_facts(path, replace(facts, count={"gas": 0, "dm": 30}))
+    galaxy = source.read(0, need)
+    assert (len(galaxy.particles["gas"]), len(galaxy.particles["dm"])) == (0, 30)

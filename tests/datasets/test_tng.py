@@ -203,7 +203,7 @@ def test_a_thinned_real_cutout_is_refused_unless_taken_as_it_is(shared):
     np.testing.assert_allclose(absolute, stored * time / H, rtol=0, atol=1e-8)
     # MagneticField was thinned away: its maps are refused before reading
     with pytest.raises(
-        SnapshotError, match=r"PartType0 has no MagneticField, needed for 'magnetic_field' of gas \(mini"
+        SnapshotError, match=r"PartType0 has no MagneticField, needed for 'magnetic_field' of gas\. Download"
     ):
         read_cutout(path, partial=True, need={"gas": {"magnetic_field"}})
 

@@ -105,6 +105,7 @@ WHOLE = '"{}", "T", "{}", "{}", lambda g, r, v: g.particles["gas"].mass'
         ("DOMAINS = []\n", r"mine\.py: DOMAINS is \[\], not a Domain or a list"),
         ("DOMAINS = ['gas']\n", r"mine\.py: DOMAINS holds 'gas', which is no skyshift\.datasets\.domains\.Domain"),
         ("def f(:\n", r"mine\.py cannot be run: SyntaxError: .*line 1"),
+        ("import sys\nsys.exit()\n", r"mine\.py cannot be run: SystemExit"),
         ("1 / 0\n", r"mine\.py cannot be run: ZeroDivisionError: division by zero"),
         (ENTRY.format(WHOLE.format("hi", "K", "gas")), r"there is a domain 'hi' already, of skyshift itself; rename"),
         (ENTRY.format(WHOLE.format("a b", "K", "gas")), r"'a b' cannot name a domain"),
@@ -152,3 +153,21 @@ def test_domains_look_at_signs():
     signed = Domain("s", "S", "km / s", "gas", lambda g, r, v: g.particles["gas"].mass, minimum=-np.inf)
     assert signed.signed
     assert {name for name, domain in DOMAINS.items() if domain.signed} == {"velocity", "velocity_stars"}
+
+
+def test_a_negative_weight_is_refused_by_name(tiny_simulation, write):
+    """A mean over weights of two signs may lie outside of what it averages."""
+    text = GOOD + "shifted = [Domain('mean', 'M', 'km / s', 'gas', speed, ('velocity',), 1, weight={})]\n"
+    mass = "lambda g, r, v: g.particles['gas'].mass"
+    galaxy = Snapshot(tiny_simulation / "output", 99).galaxy(1, need=need_of(["gas", "velocity"]))
+    view = View(np.eye(3), 40.0, 8)
+    load_domains([write(text.format(mass + " - g.particles['gas'].mass.mean()")) + ":shifted"])
+    count = len(galaxy.particles["gas"])
+    with pytest.raises(
+        DomainError, match=rf"domain 'mean': its weight is negative in \d+ of {count} gas particles of s"
+    ):
+        make_maps(galaxy, ["gas", "mean"], view)
+    DOMAINS.pop("mean")
+    domains._ORIGINS.pop("mean")
+    load_domains([write(text.format(mass), "second.py") + ":shifted"])
+    assert make_maps(galaxy, ["mean"], view)["mean"].max() > 0

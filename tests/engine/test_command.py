@@ -10,11 +10,15 @@ import yaml
 
 from skyshift.checkpoint import make
 from skyshift.command import CommandError, command, parse, shipped_config
+from skyshift.datasets.download import DownloadConfig
+from skyshift.datasets.observe import ObserveConfig
 from skyshift.datasets.shards import BuildConfig
 from skyshift.datasets.sources import GalaxySource
+from skyshift.datasets.surveys import get_survey
 from skyshift.errors import SkyshiftError
 from skyshift.naming import nearest, unknown
 from skyshift.translate import train
+from skyshift.translate.explain_work import ExplainConfig
 from skyshift.translate.methods.base import TranslationMethod
 
 CONFIG = "translate/gas_to_hi.yaml"
@@ -165,6 +169,9 @@ def shipped(repository, stage):
 
 def test_every_shipped_translation_is_known(repository):
     for path in shipped(repository, "translate"):
+        if path.stem == "explain":
+            assert parse(ExplainConfig, ["--config", str(path)], None, "Explain.")[0].probes
+            continue
         config, _ = parsed("--config", str(path))
         method = config.method(len(config.data.source), len(config.data.target))
         assert isinstance(method, TranslationMethod), path
@@ -173,9 +180,19 @@ def test_every_shipped_translation_is_known(repository):
 
 
 def test_every_shipped_store_is_known(repository):
+    """A file of this folder is for one of three commands, which its name says."""
     for path in shipped(repository, "datasets"):
-        config, _ = parse(BuildConfig, ["--config", str(path)], None, "Build.", (GalaxySource,))
-        assert isinstance(config.source, GalaxySource), path
+        line = ["--config", str(path)]
+        if path.stem == "download":
+            # and the change that the README makes to it
+            config, _ = parse(DownloadConfig, [*line, "--minimum_mass", "{stars: 1e10}"], None, "Download.")
+            assert config.minimum_mass == {"stars": 1e10}
+        elif path.stem.startswith("observe_"):
+            observed, _ = parse(ObserveConfig, line, None, "Observe.")
+            assert get_survey(observed.survey).name, path
+        else:
+            built, _ = parse(BuildConfig, line, None, "Build.", (GalaxySource,))
+            assert isinstance(built.source, GalaxySource), path
 
 
 # --- errors that a person can put right
