@@ -33,8 +33,6 @@ import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torc
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -42,10 +40,10 @@ from skyshift.command import command, parse
 from skyshift.datasets.claims import Claims, new_builder
 from skyshift.datasets.domains import get_domain
 from skyshift.datasets.failures import Failures
-from skyshift.datasets.shards import BuildConfig, Outcome, build_shard
+from skyshift.datasets.shards import BuildConfig, Outcome, build_shard, for_other_machines
 from skyshift.datasets.sources import GalaxySource, Item, SyntheticSource
 from skyshift.datasets.store import MapStore, StoreError, is_store, shard_size
-from skyshift.files import has_file, location, remove_tree, write_json
+from skyshift.files import has_file, remove_tree, write_json
 
 DEFAULT_CONFIG = "datasets/synthetic.yaml"
 
@@ -63,7 +61,7 @@ def _open_or_create(config: BuildConfig, items: Sequence[Item]) -> MapStore:
                 units={name: get_domain(name).unit for name in config.domains},
                 views=views,
                 pixels=config.pixels,
-                shard_views=shard_size(views, config.rotations),
+                shard_views=shard_size(views, config.rotations, config.pixels, len(config.domains)),
                 labels=config.source.labels(),
                 plan=plan,
             )
@@ -189,15 +187,15 @@ def _on_workers(
     """Build shards on the workers of a cluster.
 
     Returns:
-        Shards that another build is at, and those that the scheduler gave up without a result and may be tried again.
+        Shards that another build is at, and those that the scheduler gave up without a result: to be tried again.
     """
     # Imported here: it takes half a second that a build in this process can do without.
     from distributed import KilledWorker, as_completed
 
     from skyshift.datasets.cluster import connect
 
-    if config.scheduler and isinstance(location(config.store), Path):
-        config = replace(config, store=str(Path(config.store).absolute()))  # workers may stand elsewhere
+    if config.scheduler:
+        config = for_other_machines(config)
     elsewhere, killed, lost, dead = [], [], [], 0
     with connect(config.scheduler, min(config.workers, len(todo)), config.retries) as client:
         started = set(client.nthreads())

@@ -40,6 +40,7 @@ def _local(workers: int, retries: int) -> Iterator[Client]:
             dashboard_address="127.0.0.1:0",  # a free port; None would take 8787 and complain where it is taken
             memory_limit=0,
             local_directory=scratch,
+            security=True,  # TLS with keys of this run: else any user of this machine could have code run on a worker
             silence_logs=logging.CRITICAL + 1,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,

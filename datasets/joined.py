@@ -2,13 +2,16 @@
 
 Views are numbered through: those of the second store follow the rows of the first. Units are those of the first store;
 maps of the others are converted. Galaxies of the same number count as the same galaxy, whichever store they come from,
-and so do groups that share one: stores of one simulation (other rotations, pixels, recipes) never have a galaxy on two
+and so do groups that share one: stores of one simulation (other rotations) never have a galaxy on two
 sides of a split. Of two simulations, galaxies that share nothing but their number then fall on the same side, which
 costs nothing but some freedom.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from astropy import units
@@ -46,13 +49,14 @@ class JoinedStores(MapStore):
         stores: At least one; in their order the views are numbered.
 
     Raises:
-        StoreError: They have no domain in common, a domain in units that do not convert, or different grids.
+        StoreError: They have no domain in common, a domain in units that do not convert, different grids, or were built
+            with different fields of view or recipes.
     """
 
     def __init__(self, stores: Sequence[MapStore]) -> None:
         self.stores = tuple(stores)
         first = self.stores[0]
-        self.path = Path("; ".join(str(store.path) for store in self.stores))
+        self._path = Path("; ".join(str(store.path) for store in self.stores))
         self.units = {name: unit for name, unit in first.units.items() if all(name in s.units for s in self.stores)}
         if not self.units:
             held = "; ".join(f"{store.path} holds {', '.join(store.domains)}" for store in self.stores)
@@ -63,8 +67,25 @@ class JoinedStores(MapStore):
         self.pixels = first.pixels
         self.labels = tuple(dict.fromkeys(label for store in self.stores for label in store.labels))
         self.plan = {"stores": [store.plan for store in self.stores]}
+        self._process, self._arrays = os.getpid(), {}
         self._catalogue: Table | None = None
+        _require_same_making(self.stores)
         _require_same_grid(self.stores)
+
+    def _of_one(self, *_: object, **__: object) -> NoReturn:
+        """What is asked of the parts of one store.
+
+        Raises:
+            StoreError: Always: shards and parts of several stores have no common number.
+        """
+        raise StoreError(
+            f"{self.path} are {len(self.stores)} stores read as one, which have no shards, parts or hashes in common; "
+            "ask each store by itself (JoinedStores.stores)"
+        )
+
+    shard_rows = is_done = is_pending = done_shards = pending_shards = _of_one
+    part = records = manifest = verify = write_shard = forget = accept = _of_one
+    shard_views = property(_of_one)
 
     @property
     def shards(self) -> int:
@@ -82,8 +103,18 @@ class JoinedStores(MapStore):
         return all(store.complete for store in self.stores)
 
     def failures(self, shard: int | None = None) -> list[Failure]:
-        """The galaxies that are missing from all stores; shards of several stores have no common number."""
-        return [failure for store in self.stores for failure in store.failures()]
+        """The galaxies that are missing from all stores, with their views numbered through.
+
+        Raises:
+            StoreError: A shard is named; shards of several stores have no common number.
+        """
+        if shard is not None:
+            self._of_one()
+        return [
+            replace(failure, views=tuple(int(first) + view for view in failure.views))
+            for first, store in zip(self._first[:-1], self.stores, strict=True)
+            for failure in store.failures()
+        ]
 
     def require_complete(self) -> None:
         """Check that all stores are whole.
@@ -107,6 +138,7 @@ class JoinedStores(MapStore):
         """Maps of one domain in the first store's unit; see :meth:`MapStore.maps`."""
         self.require_domains([domain])
         rows: NDArray[np.int64] = np.asarray(self.catalogue()["view"] if views is None else views, np.int64)
+        self._require_views(rows)
         result = np.empty((len(rows), self.pixels, self.pixels), np.float32)
         member = np.searchsorted(self._first, rows, side="right") - 1
         for index in np.unique(member):
@@ -175,6 +207,29 @@ def _factor(first: MapStore, store: MapStore, domain: str) -> float:
             f"{first.path} holds {domain} in {first.units[domain]}, {store.path} in {store.units[domain]}, which does "
             "not convert; name them as different domains, or build one anew"
         ) from None
+
+
+def _making(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides how the maps of a domain are made, as far as the plan says it."""
+    making: dict[str, Any] = {f"recipes.{name}": choice for name, choice in plan.get("recipes", {}).items()}
+    if view := plan.get("field_of_view"):
+        names = ("kpc", "depth") if view.get("kpc") else ("radii", "of", "depth")  # a length, or half-mass radii
+        making["field_of_view"] = {name: view.get(name, 0.0) for name in names}
+    return making
+
+
+def _require_same_making(stores: Sequence[MapStore]) -> None:
+    """Maps of one domain must be made alike: the same fields of view, the same physics."""
+    first = stores[0]
+    ours = _making(first.plan)
+    for store in stores[1:]:
+        theirs = _making(store.plan)
+        for key in [key for key in ours if key in theirs and ours[key] != theirs[key]]:
+            raise StoreError(
+                f"maps made differently: {first.path} was built with {key} = {ours[key]}, {store.path} with "
+                f"{theirs[key]}; maps of both cannot train one network. Build one of them anew with the {key} of the "
+                "other"
+            )
 
 
 def _require_same_grid(stores: Sequence[MapStore]) -> None:

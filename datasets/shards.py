@@ -5,9 +5,10 @@ galaxy is read once and need not fit into memory. A galaxy that cannot be read o
 its reason and left out, and the rest of the shard is built as if it had never been there.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ class BuildConfig:
             for name, value in ((name, getattr(self, name)) for name in _DECIDE_THE_MAPS)
         }
         if self.domain_files:
-            plan["domain_files"] = {Path(name).name: _hash_of_code(name) for name in self.domain_files}
+            plan["domain_files"] = _hashes_of_code(self.domain_files)
         return {
             "source": f"{type(self.source).__name__}",
             "settings": {
@@ -167,6 +168,50 @@ class BuildConfig:
             "galaxies": galaxies,
             **plan,
         }
+
+
+def _hashes_of_code(names: Sequence[str]) -> dict[str, str]:
+    """Basename to hash; further files of a basename are numbered, in the order in which they are named."""
+    hashes: dict[str, str] = {}
+    for name in names:
+        short, number = Path(name).name, 2
+        key = short
+        while key in hashes:
+            key, number = f"{short} ({number})", number + 1
+        hashes[key] = _hash_of_code(name)
+    return hashes
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if path and isinstance(location(path), Path) else path
+
+
+def _absolute_code(name: str) -> str:
+    """A file of domains by its absolute path; a module is found by its name."""
+    file = Path(name if Path(name).is_file() else name.rpartition(":")[0])
+    return _absolute(name) if file.is_file() else name
+
+
+_PATHS = ("base_path", "path", "folder", "files")
+"""Attributes of sources that name files."""
+
+
+def for_other_machines(config: BuildConfig) -> BuildConfig:
+    """The same build, with absolute paths: workers may stand in another folder."""
+    source = copy.copy(config.source)
+    for name in _PATHS:
+        held = getattr(source, name, None)
+        if isinstance(held, str):
+            setattr(source, name, _absolute(held))
+        elif isinstance(held, list):
+            setattr(source, name, [_absolute(path) for path in held])
+    return replace(
+        config,
+        source=source,
+        store=_absolute(config.store),
+        smoothing=config.smoothing if config.smoothing in ("beside", "none") else _absolute(config.smoothing),
+        domain_files=[_absolute_code(name) for name in config.domain_files],
+    )
 
 
 def _hash_of_code(name: str) -> str:

@@ -18,6 +18,7 @@ catalogue is the list of what there is; ``maps`` refuses views that are not in i
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from upath import UPath
 
 from skyshift.datasets.catalogue import Failure, Part, ViewRecord, hash_json, hash_maps, read_catalogue, read_part
 from skyshift.errors import SkyshiftError
-from skyshift.files import Location, flush, has_file, location, patiently, reaching, write_folder_whole
+from skyshift.files import Location, flush, has_file, location, patiently, reaching, reopened, write_folder_whole
 from skyshift.naming import unknown
 
 __all__ = ["FORMAT", "LARGEST_SHARD", "Failure", "MapStore", "StoreError", "ViewRecord", "is_store", "shard_size"]
@@ -42,20 +43,29 @@ FORMAT = 1
 LARGEST_SHARD = 1024
 """Views in a shard at the most."""
 
+SHARD_BYTES = 2**28
+"""Bytes of a shard's maps, all domains together, at the most: a worker holds one shard in memory."""
+
 
 class StoreError(SkyshiftError):
     """A store is absent, damaged, of another version or for another purpose."""
 
 
-def shard_size(views: int, rotations: int) -> int:
-    """Views in a shard: whole galaxies, at most :data:`LARGEST_SHARD`, and some 64 shards in a small store.
+def shard_size(views: int, rotations: int, pixels: int = 1, domains: int = 1) -> int:
+    """Views in a shard: whole galaxies, and some 64 shards in a small store.
+
+    A shard has at most :data:`LARGEST_SHARD` views (rounded up to whole galaxies) and :data:`SHARD_BYTES` of maps, but
+    always one galaxy.
 
     Args:
         views: In the store.
         rotations: Views of one galaxy.
+        pixels: Per side of a map.
+        domains: Number of domains.
     """
     wanted = min(LARGEST_SHARD, max(1, -(-views // 64)))
-    return max(rotations, -(-wanted // rotations) * rotations)
+    fitting = SHARD_BYTES // (4 * pixels**2 * domains * rotations)  # galaxies
+    return rotations * max(1, min(-(-wanted // rotations), fitting))
 
 
 def _zarr_place(path: Location) -> Any:
@@ -89,35 +99,67 @@ class MapStore:
         path: Its folder, or an address such as ``s3://bucket/maps.zarr``.
 
     Raises:
-        StoreError: There is none, or it is of a later version.
+        StoreError: There is none, it is of a later version, or its ``zarr.json`` is damaged.
         SkyshiftError: Object storage refuses or does not answer.
     """
 
     def __init__(self, path: str | Location) -> None:
-        self.path: Location = location(path)
+        self._path: Location = location(path)
+        self._process = os.getpid()
+        self._arrays: dict[str, zarr.Array] = {}
+        self._catalogue: Table | None = None
+        self._fingerprint: str | None = None
         with reaching(self.path):
             if not has_file(self.path / "zarr.json"):
                 raise StoreError(f"{self.path} is no map store; build one with datasets/build.py")
-            self._group = zarr.open_group(_zarr_place(self.path), mode="r+", zarr_format=3)
-        attributes: dict[str, Any] = dict(self._group.attrs)
+        attributes = self._attributes()
         if "skyshift_format" not in attributes:
             raise StoreError(f"{self.path} is a Zarr group, but not one that skyshift wrote")
-        version = int(attributes["skyshift_format"])
-        if version > FORMAT:
+        version = attributes["skyshift_format"]
+        if isinstance(version, int) and version > FORMAT:
             raise StoreError(
                 f"{self.path} has store format {version}, this skyshift reads up to {FORMAT}; "
                 "update skyshift (pip install --upgrade skyshift)"
             )
-        meta: dict[str, Any] = attributes["skyshift"]
-        self.units: dict[str, str] = dict(meta["units"])
-        self.views: int = meta["views"]
-        self.pixels: int = meta["pixels"]
-        self.shard_views: int = meta["shard_views"]
-        self.labels: tuple[str, ...] = tuple(meta["labels"])
-        self.plan: dict[str, Any] = meta["plan"]
-        self._arrays: dict[str, zarr.Array] = {}
-        self._catalogue: Table | None = None
-        self._fingerprint: str | None = None
+        try:
+            if version != FORMAT:
+                raise ValueError(f"skyshift_format is {version!r}")
+            meta: dict[str, Any] = attributes["skyshift"]
+            self.units: dict[str, str] = dict(meta["units"])
+            self.views: int = meta["views"]
+            self.pixels: int = meta["pixels"]
+            self.shard_views: int = meta["shard_views"]
+            self.labels: tuple[str, ...] = tuple(meta["labels"])
+            self.plan: dict[str, Any] = dict(meta["plan"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    def _attributes(self) -> dict[str, Any]:
+        try:
+            with reaching(self.path):
+                return dict(zarr.open_group(_zarr_place(self.path), mode="r", zarr_format=3).attrs)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, PermissionError):
+                raise
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> StoreError:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        return StoreError(
+            f"{self.path}/zarr.json does not describe a map store ({reason}); bring the file back from a copy, or "
+            "delete the store and build it anew"
+        )
+
+    @property
+    def path(self) -> Location:
+        """Where the store is."""
+        if self._process != os.getpid():  # forked: clients, and what they opened, belong to the parent's event loop
+            self._path, self._process, self._arrays = reopened(self._path), os.getpid(), {}
+        return self._path
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is open: another process opens it anew."""
+        return {**self.__dict__, "_arrays": {}}
 
     @classmethod
     def create(
@@ -311,9 +353,7 @@ class MapStore:
 
     def _write_maps(self, domain: str, shard: int, stack: NDArray[np.float32]) -> None:
         rows = self.shard_rows(shard)
-        # Shards of empty maps are written as well: a file that is not there then always means one that was lost.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            self._array(domain)[rows.start : rows.stop] = stack
+        self._array(domain)[rows.start : rows.stop] = stack
         file = self._file(domain, shard)
         if isinstance(file, Path):
             flush(file)
@@ -337,19 +377,33 @@ class MapStore:
         self._catalogue = self._fingerprint = None
 
     def accept(self, shard: int) -> None:
-        """Mark a pending shard as done, with the galaxies that are missing from it."""
+        """Mark a pending shard as done, with the galaxies that are missing from it; one that is done stays so."""
         with self._writing(shard):
-            part, _ = read_part(self._pending(shard))
-            part.write(self._part(shard))
+            if not has_file(self._part(shard)):
+                try:
+                    part, _ = read_part(self._pending(shard))
+                except FileNotFoundError:
+                    if not has_file(self._part(shard)):
+                        raise
+                    return  # another builder accepted it just now
+                part.write(self._part(shard))
             self._pending(shard).unlink(missing_ok=True)
 
     def _array(self, domain: str) -> zarr.Array:
+        place = self.path / "maps" / domain  # first: in a forked process it lets go of the arrays of the parent
         if domain not in self._arrays:
-            with reaching(self.path):
-                array = self._group[f"maps/{domain}"]
-            if not isinstance(array, zarr.Array):
-                raise StoreError(f"{self.path}: maps/{domain} is no array")
-            self._arrays[domain] = array
+            try:
+                # Shards of empty maps are written as well: a file that is not there then always means one that was
+                # lost. An array takes this from the configuration in which it is opened, not in which it is written.
+                with reaching(self.path), zarr.config.set({"array.write_empty_chunks": True}):
+                    self._arrays[domain] = zarr.open_array(_zarr_place(place), mode="r+", zarr_format=3)
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                if isinstance(error, PermissionError):
+                    raise
+                raise StoreError(
+                    f"{place}/zarr.json does not describe an array of maps ({error}); bring the file back from a copy, "
+                    "or delete the store and build it anew"
+                ) from error
         return self._arrays[domain]
 
     def maps(self, domain: str, views: Sequence[int] | NDArray[np.integer] | None = None) -> NDArray[np.float32]:
@@ -363,7 +417,7 @@ class MapStore:
             (n, pixels, pixels) float32 in the domain's unit.
 
         Raises:
-            StoreError: No such domain, or a view is of a galaxy that could not be built.
+            StoreError: No such domain or view, or a view is of a galaxy that could not be built.
         """
         self.require_domains([domain])
         array = self._array(domain)
@@ -372,6 +426,7 @@ class MapStore:
             there = ~np.isnan(maps[:, 0, 0])
             return maps if there.all() else maps[there]
         rows: NDArray[np.int64] = np.asarray(views, np.int64)
+        self._require_views(rows)
         if not len(rows):
             return np.zeros((0, self.pixels, self.pixels), np.float32)
         maps = self._decode(domain, lambda: array.oindex[rows])
@@ -379,6 +434,11 @@ class MapStore:
         if missing.any():
             raise StoreError(self._why_missing(int(rows[np.argmax(missing)])))
         return maps
+
+    def _require_views(self, rows: NDArray[np.int64]) -> None:
+        outside = rows[(rows < 0) | (rows >= self.views)]
+        if len(outside):
+            raise StoreError(f"{self.path}: there is no view {outside[0]}; its views are 0 to {self.views - 1}")
 
     def _decode(self, domain: str, read: Callable[[], Any]) -> NDArray[np.float32]:
         try:

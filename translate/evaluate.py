@@ -56,7 +56,7 @@ class EvaluateConfig:
 
     Attributes:
         checkpoint: A checkpoint, or a run (its last checkpoint is taken).
-        store: Of the true maps; by default the one that the checkpoint was trained on.
+        store: Of the true maps, or a list of several; by default what the checkpoint was trained on.
         part: Galaxies to judge on: test, validation or train. Another store than the training's is split by the same
             rule, which does not know what was trained on: galaxies that both stores hold are not told apart.
         output: Folder for the table, the figures and the values of every map; by default ``evaluation`` beside the
@@ -67,7 +67,7 @@ class EvaluateConfig:
     """
 
     checkpoint: str = "runs/gas_to_hi"
-    store: str = ""
+    store: list[str] | str = ""
     part: str = "test"
     output: str = ""
     batch_size: int = 32
@@ -495,7 +495,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = Path(config.output or run / "evaluation")
     result = evaluate(
         folder,
-        store=MapStore(config.store) if config.store else None,
+        store=open_stores(config.store) if config.store else None,
         part=config.part,
         output=output,
         batch_size=config.batch_size,

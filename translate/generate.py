@@ -1,6 +1,7 @@
 """Command: translate the maps of a store or a file.
 
     python translate/generate.py --checkpoint runs/gas_to_hi --input data/synthetic/maps.zarr --output hi.zarr
+    python translate/generate.py --checkpoint runs/gas_to_hi --input s3://bucket/maps.zarr --output s3://bucket/hi.zarr
     python translate/generate.py --checkpoint runs/gas_to_hi --input galaxy.fits --output galaxy_hi.fits
 
 A store becomes a store with the same catalogue (labels, rotations, sides), built shard by shard: an interrupted run
@@ -25,6 +26,7 @@ from skyshift.datasets.formats import file_format, read_maps, write_maps
 from skyshift.datasets.formats_hdf5 import Layout
 from skyshift.datasets.store import MapStore, StoreError, ViewRecord
 from skyshift.errors import SkyshiftError
+from skyshift.files import Location, location, reaching
 from skyshift.translate.data import fingerprint
 from skyshift.translate.translator import Precision, Translator, find_checkpoint, store_maps
 
@@ -35,7 +37,7 @@ class GenerateConfig:
 
     Attributes:
         checkpoint: A checkpoint, or a run (its last checkpoint is taken).
-        input: A store, or a FITS, HDF5 or NPY file.
+        input: A store (a folder, or an address such as ``s3://bucket/maps.zarr``), or a FITS, HDF5 or NPY file.
         output: A store (``.zarr``) or a file, by its suffix.
         domain: Domain of the maps of a file that does not say.
         unit: Unit of the maps of a file that does not say.
@@ -77,13 +79,13 @@ def _plan(translator: Translator, store: MapStore, checkpoint: Path) -> dict[str
     }
 
 
-def translate_store(translator: Translator, store: MapStore, output: Path, checkpoint: Path) -> MapStore:
+def translate_store(translator: Translator, store: MapStore, output: Location, checkpoint: Path) -> MapStore:
     """Translate a store into a store, going on where an earlier run stopped.
 
     Args:
         translator: Of the checkpoint.
         store: Whole, with the source domains.
-        output: Folder of the new store.
+        output: Folder of the new store, or its place on object storage.
         checkpoint: Recorded in the new store.
 
     Raises:
@@ -92,7 +94,9 @@ def translate_store(translator: Translator, store: MapStore, output: Path, check
     store.require_complete()
     store.require_domains(translator.source)
     plan = _plan(translator, store, checkpoint)
-    if output.exists():
+    with reaching(output):
+        there = output.exists()
+    if there:
         made = MapStore(output)
         if any(made.plan.get(key) != plan[key] for key in plan if key not in _PATHS):
             raise StoreError(
@@ -123,23 +127,35 @@ def _flagged(record: ViewRecord, maps: dict[str, Any], row: int) -> ViewRecord:
     return replace(record, flags=sum(1 << i for i, values in enumerate(maps.values()) if not values[row].any()))
 
 
+def _on_disk(place: Location, option: str) -> Path:
+    if not isinstance(place, Path):
+        raise SkyshiftError(
+            f"{place} ({option}): only stores are on object storage; files are read and written on a disk"
+        )
+    return place
+
+
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     config, _ = parse(GenerateConfig, arguments, None, "Translate the maps of a store or a file.")
     if not config.input or not config.output:
         raise SkyshiftError("name what to translate (--input) and where to write it (--output)")
-    source, output = Path(config.input), Path(config.output)
-    if not source.exists():
-        raise SkyshiftError(f"there is no {source} to translate (--input)")
+    source, output = location(config.input), location(config.output)
+    with reaching(source):
+        if not source.exists():
+            raise SkyshiftError(f"there is no {source} to translate (--input)")
+        from_store = source.is_dir()
     to_store = output.suffix == ".zarr"
-    if to_store and not source.is_dir():
+    if to_store and not from_store:
         raise SkyshiftError(f"{source} is a file: it has no catalogue for a store; write FITS, HDF5 or NPY")
-    if config.layout != "plain" and (to_store or file_format(output) != "hdf5"):
+    file = None if from_store else _on_disk(source, "--input")
+    result = None if to_store else _on_disk(output, "--output")
+    if config.layout != "plain" and (result is None or file_format(result) != "hdf5"):
         raise SkyshiftError(f"--layout {config.layout} is one of HDF5 files; write {output.stem}.hdf5 or leave it out")
-    if not to_store:
-        beside = [output.with_suffix(".json")] if file_format(output) == "npy" else []
-        for path in (output, *beside):
+    if result is not None:
+        beside = [result.with_suffix(".json")] if file_format(result) == "npy" else []
+        for path in (result, *beside):
             if path.exists():
                 raise SkyshiftError(f"{path} exists already; choose another output or delete it")
     checkpoint = find_checkpoint(config.checkpoint)
@@ -149,20 +165,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         precision=config.precision,
         trust_remote_code=config.trust_remote_code,
     )
-    if source.is_dir():
-        store = MapStore(source)
-        if to_store:
-            made = translate_store(translator, store, output, checkpoint)
-            count = len(made.catalogue())
-        else:
-            store.require_complete()
-            maps = translator(store_maps(store, translator.source))
-            write_maps(output, maps, layout=config.layout)
-            count = len(store.catalogue())
+    if result is None:
+        made = translate_store(translator, MapStore(source), output, checkpoint)
+        count = len(made.catalogue())
     else:
-        given = read_maps(source, domain=config.domain or None, unit=config.unit or None, hdu=config.hdu or None)
+        if file is None:
+            store = MapStore(source)
+            store.require_complete()
+            given = store_maps(store, translator.source)
+        else:
+            given = read_maps(file, domain=config.domain or None, unit=config.unit or None, hdu=config.hdu or None)
         maps = translator(given)
-        write_maps(output, maps, layout=config.layout)
+        write_maps(result, maps, layout=config.layout)
         count = len(next(iter(maps.values())))
     units = ", ".join(f"{channel.domain} [{channel.unit}]" for channel in translator.translation.target)
     print(f"{output}: {count} maps of {units}, {np.dtype(np.float32).name}")

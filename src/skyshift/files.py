@@ -62,6 +62,11 @@ def location(path: str | Location) -> Location:
     return place
 
 
+def reopened(path: Location) -> Location:
+    """The same place with a client of this process: one that was opened before a fork belongs to the parent."""
+    return path if isinstance(path, Path) else UPath(str(path), **path.storage_options)
+
+
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 

@@ -1,5 +1,6 @@
 """Builds on several processes: workers and builders that die, two builds at once, schedulers, and the same bytes."""
 
+import hashlib
 import signal
 import socket
 import subprocess
@@ -13,11 +14,12 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from skyshift.datasets import cluster as cluster_module
 from skyshift.datasets.build import build_store, main
 from skyshift.datasets.claims import SILENCE, Claims, new_builder
+from skyshift.datasets.cluster import connect
 from skyshift.datasets.shards import BuildConfig, FieldOfView
 from skyshift.datasets.sources import CutoutSource, SnapshotSource
 from skyshift.datasets.store import MapStore
@@ -225,6 +227,59 @@ def test_workers_of_a_scheduler_build_the_same_bytes(tmp_path, tiny_simulation, 
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings(tiny_simulation, Path("maps.zarr"))))
     main(["--config", "my.yaml", "--scheduler", scheduler])
     assert files_of(tmp_path / "maps.zarr") == files_of(slow_store)
+
+
+MINE = """
+from skyshift.datasets.domains import Domain
+
+def twice(galaxy, recipes, view):
+    return {factor} * galaxy.particles["gas"].mass
+
+DOMAINS = [Domain("twice{factor}", "Gas mass, enlarged", "Msun / kpc2", "gas", twice)]
+"""
+
+
+def test_relative_paths_are_those_of_the_command(tmp_path, write_cutout, arrays_of_a_cutout, monkeypatch, scheduler):
+    """Cutouts, domains and kernel supports too: the workers stand elsewhere, and build the same bytes."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        write_cutout(tmp_path / f"c{number}.hdf5", arrays_of_a_cutout(number), header={"CutoutID": number})
+    (tmp_path / "mine.py").write_text(MINE.format(factor=2))
+    config = BuildConfig(
+        CutoutSource(["c*.hdf5"]), "one.zarr", ["gas", "dm", "twice2"], 8, 2, FieldOfView(2.0, "gas"),
+        domain_files=["mine.py"], smoothing="one",
+    )  # fmt: skip
+    one = build_store(config, progress=False)
+    np.testing.assert_allclose(one.maps("twice2"), 2 * one.maps("gas"), rtol=1e-6)  # a rounding
+    two = build_store(replace(config, store="two.zarr", smoothing="two", scheduler=scheduler), progress=False)
+    assert not two.failures()
+    assert files_of(tmp_path / "two.zarr") == files_of(tmp_path / "one.zarr")
+    assert list(files_of(tmp_path / "two")) == list(files_of(tmp_path / "one")) != []
+
+
+def test_domain_files_of_one_name_are_both_in_the_plan(tmp_path):
+    for folder, factor in (("a", 3), ("b", 5)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(MINE.format(factor=factor))
+    files = [str(tmp_path / folder / "mine.py") for folder in "ab"]
+    config = BuildConfig(CutoutSource(["c.hdf5"]), domains=["twice3", "twice5"], domain_files=files)
+    held = config.plan(1)["domain_files"]
+    assert held == {
+        name: hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for name, file in zip(("mine.py", "mine.py (2)"), files, strict=True)
+    }
+
+
+def test_a_stranger_cannot_reach_the_workers_of_a_local_build():
+    """They run whatever they are sent: without the keys of the run nobody is let in."""
+    with connect("", 1, 0) as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        with pytest.raises((TypeError, OSError, ValueError)):
+            Client(address, timeout=3, set_as_default=False)
+        with pytest.raises(OSError, match="Timed out"):
+            Client(address.replace("tls://", "tcp://"), timeout=3, set_as_default=False)
 
 
 def test_workers_skip_what_one_process_skips(tmp_path, write_cutout, arrays_of_a_cutout, scheduler, capsys):

@@ -1,5 +1,6 @@
 """Several stores read as one: units, numbers, labels, splits by common galaxies, and what does not fit together."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from skyshift.command import parse
+from skyshift.datasets.catalogue import Failure
 from skyshift.datasets.joined import JoinedStores, linked_groups, open_stores
 from skyshift.datasets.loading import PARTS, Draw, MapDataset, Split, split_views
 from skyshift.datasets.scaling import Linear
@@ -29,6 +31,7 @@ def write(path: Path, galaxies: list[int], **changes: Any) -> MapStore:
         pixels=settings["pixels"],
         shard_views=4,
         labels=settings["labels"],
+        plan=settings.get("plan"),
     )
     for shard in range(store.shards):
         rows = store.shard_rows(shard)
@@ -126,6 +129,32 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         second = write(tmp_path / f"{name}.zarr", [0, 1], **changes)
         with pytest.raises(StoreError, match=message):
             open_stores([str(first.path), str(second.path)])
+    radii = {"field_of_view": {"radii": 2.0, "of": "stars", "kpc": 0.0, "depth": 0.0}}
+    fixed = {"field_of_view": {"radii": 2.0, "of": "stars", "kpc": 20.0, "depth": 0.0}}
+    physics = {"recipes": {"molecular": "br06", "channel_width": 5.5}}
+    makings: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+        "radii": (
+            radii,
+            {"field_of_view": {**radii["field_of_view"], "radii": 3.0}},
+            r"made differently: .*radii\.zarr was built with field_of_view = \{'radii': 2\.0, 'of': 'stars', 'depth': "
+            r"0\.0\}, .*radii2\.zarr with \{'radii': 3\.0.*Build one of them anew with the field_of_view of the other",
+        ),
+        "depth": (fixed, {"field_of_view": {**fixed["field_of_view"], "depth": 9.0}}, r"'depth': 0\.0.*'depth': 9\.0"),
+        "recipes": (
+            physics,
+            {"recipes": {"molecular": "kmt", "channel_width": 5.5}},
+            r"recipes\.molecular = br06, .*recipes2\.zarr with kmt",
+        ),
+    }
+    for name, (one, other, message) in makings.items():
+        paths = [
+            write(tmp_path / f"{name}{end}.zarr", [0, 1], plan=plan).path for end, plan in (("", one), ("2", other))
+        ]
+        with pytest.raises(StoreError, match=message):
+            open_stores(paths)
+    same = {"field_of_view": {**fixed["field_of_view"], "radii": 7.0}}  # which kpc makes meaningless
+    twins = [write(tmp_path / f"{name}.zarr", [0], plan=plan).path for name, plan in (("k", fixed), ("l", same))]
+    assert open_stores([*twins, first.path]).views == 8, "and one that says nothing of it"
     mild = write(tmp_path / "mild.zarr", [0, 1], side=15.0, varied=True)
     assert open_stores([first.path, mild.path]).views == 8, "fields of view that follow the galaxies differ in detail"
     only_hi = write(tmp_path / "hi.zarr", [3], units={"hi": "Msun / kpc2"})
@@ -164,6 +193,30 @@ def test_training_data_of_several_stores(tmp_path):
     for seed in range(30):
         drawn = unpaired[Draw(18, (seed,))]
         assert galaxy[drawn["target_view"]] != galaxy[18], "not the same galaxy out of the other store"
+
+
+def test_what_only_one_store_has_is_not_made_up(tmp_path):
+    """Shards have no common number: a StoreError, not an answer about none of them."""
+    stores = [write(tmp_path / f"{name}.zarr", [0, 1]) for name in "ab"]
+    both = JoinedStores(stores)
+    before = stores[1].fingerprint
+    asked = [both.records, both.done_shards, both.pending_shards, both.verify, both.manifest, lambda: both.shard_views]
+    asked += [functools.partial(ask, 0) for ask in (both.part, both.is_done, both.is_pending, both.shard_rows)]
+    asked += [functools.partial(ask, 0) for ask in (both.forget, both.accept, both.failures)]
+    asked += [lambda: both.write_shard(0, {}, [])]
+    for ask in asked:
+        with pytest.raises(
+            StoreError, match=r"a\.zarr; .*b\.zarr are 2 stores read as one, .* ask each store by itself"
+        ):
+            ask()
+    with pytest.raises(StoreError, match="there is no view 8; its views are 0 to 7"):
+        both.maps("gas", [8])
+    with pytest.raises(StoreError, match="there is no view -1"):
+        both.maps("gas", [-1])
+    assert stores[1].fingerprint == MapStore(stores[1].path).fingerprint == before
+    maps = {name: np.ones((2, 8, 8), np.float32) for name in UNITS}
+    stores[1].write_shard(0, maps, stores[1].records()[:2], [Failure(1, (2, 3), "GalaxyError", "no gas")])
+    assert [failure.views for failure in JoinedStores(stores).failures()] == [(6, 7)], "numbered through"
 
 
 def test_one_store_in_a_list_is_that_store(tmp_path):

@@ -1,6 +1,7 @@
 """The map store: exact, few files, whole shards or none whatever interrupts a build, and clear refusals."""
 
 import json
+import multiprocessing
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
+from skyshift.datasets import store as store_module
 from skyshift.datasets.build import build_store
+from skyshift.datasets.catalogue import Failure, read_part
 from skyshift.datasets.shards import BuildConfig, FieldOfView
 from skyshift.datasets.sources import SnapshotSource
-from skyshift.datasets.store import LARGEST_SHARD, MapStore, StoreError, ViewRecord, shard_size
+from skyshift.datasets.store import LARGEST_SHARD, SHARD_BYTES, MapStore, StoreError, ViewRecord, shard_size
 
 UNITS = {"gas": "Msun / kpc2", "temperature": "K"}
 FEW = {"gas": 10, "dm": 10, "stars": 10}
@@ -142,6 +145,47 @@ def test_small_stores_are_divided_so_that_many_processes_can_build(views, rotati
     assert size <= LARGEST_SHARD + rotations
     if views >= 64 and views * rotations <= 64 * LARGEST_SHARD:
         assert 32 <= -(-views * rotations // size) <= 64
+
+
+@pytest.mark.parametrize(("pixels", "domains"), [(64, 6), (128, 19), (512, 19), (2048, 19)])
+@pytest.mark.parametrize("rotations", [1, 4, 16])
+def test_a_worker_never_holds_more_than_a_quarter_gib(pixels, domains, rotations):
+    """Of maps; but whole galaxies, so one galaxy at the least. At 64 pixels nothing changes."""
+    size = shard_size(10**6, rotations, pixels, domains)
+    galaxy = 4 * pixels**2 * domains * rotations
+    assert size % rotations == 0
+    assert size * galaxy // rotations <= max(SHARD_BYTES, galaxy)
+    if pixels == 64:
+        assert size == shard_size(10**6, rotations) == LARGEST_SHARD
+    elif galaxy < SHARD_BYTES:
+        assert size * galaxy // rotations > SHARD_BYTES - galaxy, "no smaller than it must be"
+
+
+def test_empty_maps_are_written_after_a_read(tmp_path):
+    """An array that was opened to read writes its all-zero shards too: files that are not there were lost."""
+    path = tmp_path / "maps.zarr"
+    fill(empty_store(path), random_maps(10))
+    store = MapStore(path)
+    store.maps("gas", [0, 5])
+    store.write_shard(1, {name: np.zeros((4, 8, 8)) for name in UNITS}, [record(view) for view in range(4, 8)])
+    assert (path / "maps/gas/c/1/0/0").is_file()
+    again = MapStore(path)
+    assert again.complete
+    assert again.verify() == {}
+    assert not again.maps("gas", range(4, 8)).any()
+    assert again.maps("gas", range(4)).any()
+
+
+def test_a_store_is_opened_anew_in_another_process(tmp_path):
+    """What is open stays behind when a store is sent there."""
+    store = empty_store(tmp_path / "maps.zarr")
+    maps = random_maps(10)
+    fill(store, maps)
+    np.testing.assert_array_equal(store.maps("gas", [7]), maps["gas"][[7]])
+    with multiprocessing.get_context("fork").Pool(1) as forked:
+        np.testing.assert_array_equal(forked.apply(store.maps, ("gas", [3, 9])), maps["gas"][[3, 9]])
+    with multiprocessing.get_context("spawn").Pool(1) as spawned:
+        np.testing.assert_array_equal(spawned.apply(store.maps, ("gas", [0, 8])), maps["gas"][[0, 8]])
 
 
 def test_catalogue(tmp_path):
@@ -416,6 +460,71 @@ def test_paths_that_are_no_store(tmp_path, tiny_simulation):
     with pytest.raises(StoreError, match="is a Zarr group, but not one that skyshift wrote"):
         build_store(config(tiny_simulation, tmp_path / "other.zarr"), progress=False)
     assert (tmp_path / "mine/thesis.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "does not describe a map store"),
+        (lambda text: text.replace('"skyshift_format": 1', '"skyshift_format": "one"'), "skyshift_format is 'one'"),
+        (lambda text: text.replace('"skyshift_format": 1', '"skyshift_format": null'), "skyshift_format is None"),
+        (lambda text: text.replace('"skyshift":', '"other":'), "it lacks 'skyshift'"),
+        (lambda text: text.replace('"shard_views":', '"other":'), "it lacks 'shard_views'"),
+        (lambda text: text.replace('"plan": {', '"plan": 3, "other": {'), "does not describe a map store"),
+        (lambda text: text.replace('"zarr_format": 3', '"zarr_format": 7'), "does not describe a map store"),
+        (lambda text: "[]", "does not describe a map store"),
+    ],
+)
+def test_a_damaged_description_is_no_traceback(tmp_path, tiny_simulation, change, message):
+    path = tmp_path / "maps.zarr"
+    fill(empty_store(path), random_maps(10))
+    text = (path / "zarr.json").read_text()
+    damaged = change(text)
+    assert damaged != text
+    (path / "zarr.json").write_text(damaged)
+    before = files_of(path)
+    wanted = rf"maps\.zarr/zarr\.json .*{message}.*; bring the file back from a copy, or delete the store"
+    with pytest.raises(StoreError, match=wanted):
+        MapStore(path)
+    with pytest.raises(StoreError, match=wanted):
+        build_store(config(tiny_simulation, path), progress=False)
+    assert files_of(path) == before
+    (path / "zarr.json").write_text(text)
+    (path / "maps/gas/zarr.json").write_text("{")
+    with pytest.raises(StoreError, match=r"maps/gas/zarr\.json does not describe an array of maps"):
+        MapStore(path).maps("gas", [1])
+
+
+@pytest.mark.parametrize("view", [-1, 24, 99])
+def test_views_that_are_not_there(tiny_store, view):
+    with pytest.raises(StoreError, match=rf"there is no view {view}; its views are 0 to 23"):
+        MapStore(tiny_store).maps("hi", [3, view])
+
+
+def test_a_shard_is_accepted_once(tmp_path, monkeypatch):
+    """Two builders that end together accept the same shard; the second finds it done, at whatever moment."""
+    store = empty_store(tmp_path / "maps.zarr")
+    failures = [Failure(1, (2, 3), "GalaxyError", "no gas")]
+    store.write_shard(0, random_maps(2), [record(0), record(1)], failures, pending=True)
+    assert store.pending_shards() == [0]
+    other = MapStore(store.path)
+    store.accept(0)
+    other.accept(0)
+    assert (store.is_done(0), store.pending_shards()) == (True, [])
+    # And where the other finishes between our look and our reading.
+    store.forget(0)
+    store.write_shard(0, random_maps(2), [record(0), record(1)], failures, pending=True)
+
+    def late(path):
+        monkeypatch.undo()
+        other.accept(0)
+        return read_part(path)
+
+    monkeypatch.setattr(store_module, "read_part", late)
+    store.accept(0)
+    assert store.part(0).failures == tuple(failures)
+    with pytest.raises(StoreError, match="shard 1 cannot be written"):
+        store.accept(1)
 
 
 def test_unknown_domains_name_the_nearest(tiny_store):

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
+from torch.utils.data import DataLoader
 
+from skyshift.datasets import loading
 from skyshift.datasets.build import build_store, main
 from skyshift.datasets.loading import MapDataset, Split, split_views
 from skyshift.datasets.scaling import fit_scaling
@@ -22,6 +24,7 @@ from skyshift.datasets.sources import SnapshotSource
 from skyshift.datasets.store import MapStore, StoreError
 from skyshift.errors import SkyshiftError
 from skyshift.files import location, write_folder_whole, write_json, write_whole
+from skyshift.translate.data import one_thread
 
 FEW = {"gas": 10, "dm": 10, "stars": 10}
 KEY, SECRET = "AKIATESTTESTTESTTEST", "a-secret-that-must-be-nowhere"
@@ -107,6 +110,27 @@ def test_a_store_on_s3_is_the_one_on_disk(bucket, tiny_simulation, local_store):
     np.testing.assert_array_equal(there[view]["source"].numpy(), here[view]["source"].numpy())
     with pytest.raises(StoreError, match="was built with pixels = 16, this configuration says 8"):
         build_store(config(tiny_simulation, path, pixels=8), progress=False)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_loader_workers_read_from_s3_after_their_parent_did(bucket, tiny_simulation, local_store, start):
+    """What the parent opened belongs to its event loop; each worker opens the store anew. Nothing is held in memory."""
+    store = build_store(config(tiny_simulation, f"{bucket}/maps.zarr"), progress=False)
+    local = MapStore(local_store)
+    scalings = {name: fit_scaling("asinh", store.maps(name)) for name in ("gas", "hi")}  # a read in the parent
+    views = np.arange(12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "MEMORY_LIMIT", 0)
+        data = MapDataset(store, ["gas"], ["hi"], views, scalings)
+    wanted = MapDataset(local, ["gas"], ["hi"], views, scalings)
+    loader = DataLoader(
+        data, batch_size=3, num_workers=2, multiprocessing_context=start, worker_init_fn=one_thread, timeout=60
+    )
+    batches = list(loader)
+    assert [view for batch in batches for view in batch["view"].tolist()] == list(range(12))
+    for batch in batches:
+        for row, view in enumerate(batch["view"].tolist()):
+            np.testing.assert_array_equal(batch["target"][row].numpy(), wanted[view]["target"].numpy())
 
 
 KILLED = """

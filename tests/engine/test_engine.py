@@ -284,7 +284,7 @@ def test_damaged_progress_is_named(tiny_store, tmp_path, text):
 
 def first_gradients(folder, player):
     """AdamW's first moment after one step is (1 - β₁) times the gradient, β₁ = 0.5."""
-    state = load_file(latest(folder) / "state" / f"{player}.safetensors")
+    state = load_file(folder / "checkpoints" / "step_0000001" / "state" / f"{player}.safetensors")
     return {name: value / 0.5 for name, value in state.items() if name.endswith("exp_avg")}
 
 
@@ -674,14 +674,14 @@ ACCELERATE = [
 def one_process(tiny_store, tmp_path_factory):
     """One process with batches of four, without dropout, whose draws differ between processes."""
     folder = tmp_path_factory.mktemp("one")
-    trainer_of(folder, tiny_store, batch_size=4, dropout=0.0, steps=4, clip=0.5).run()
+    trainer_of(folder, tiny_store, batch_size=4, dropout=0.0, steps=4, clip=0.5, checkpoint_every=1, keep=4).run()
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_are_one_with_batches_of_twice_the_size(launcher, one_process, tiny_store, tmp_path, repository):
-    config = command_config(tmp_path / "run.yaml", tiny_store, steps=4, clip=0.5)
+    config = command_config(tmp_path / "run.yaml", tiny_store, steps=4, clip=0.5, checkpoint_every=1, keep=4)
     output = tmp_path / "run"
     options = ["--output", output, "--method.init_args.generator.init_args.dropout", "0"]
     if launcher is TORCHRUN:
@@ -696,8 +696,11 @@ def test_two_processes_are_one_with_batches_of_twice_the_size(launcher, one_proc
     assert len(ours) == len(wanted) == 4
     for two, one in zip(ours, wanted, strict=True):
         assert two == pytest.approx(one, rel=1e-4)  # rounding, which four steps of Adam enlarge
+    # Gradients are compared at the first step, where both have the same weights. Later a gradient is no measure: it
+    # jumps where a weight that differs in its last bit puts an activation on the other side of a ReLU's kink.
     for player in ("generator", "discriminator"):
-        assert_same_tensors(first_gradients(output, player), first_gradients(one_process, player), 1e-4)
+        # Sums of some 1e4 float32 terms in another order.
+        assert_same_tensors(first_gradients(output, player), first_gradients(one_process, player), 1e-5)
     # Adam divides by the gradient's size: a bias before a normalisation, whose gradient is rounding alone, moves by
     # up to the learning rate a step. These few are small beside the weights.
     two, one = (

@@ -373,6 +373,16 @@ def test_another_store_is_said_to_be_one(run, dark):
     assert "galaxies of another store (test part)" in evaluate(run, store=MapStore(dark)).title
 
 
+def test_several_stores_are_judged_as_one(run, tiny_store, tmp_path):
+    """The command takes the list that training takes."""
+    other = shutil.copytree(tiny_store, tmp_path / "other.zarr")
+    evaluate_command(
+        ["--checkpoint", str(run), "--store", f'["{tiny_store}", "{other}"]', "--output", str(tmp_path / "out")]
+    )
+    # Four of the twelve galaxies, two views of each in either store.
+    assert "16 maps of 4 galaxies of another store" in (tmp_path / "out" / "table.md").read_text()
+
+
 def test_what_cannot_be_judged_is_refused(run, tiny_store, tmp_path, capsys):
     with pytest.raises(SkyshiftError, match=r"unknown part 'tset'\. Did you mean 'test'\?"):
         evaluate(run, part="tset")

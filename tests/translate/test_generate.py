@@ -15,6 +15,7 @@ from astropy.wcs import WCS
 
 from skyshift.datasets.formats import read_maps, write_maps
 from skyshift.datasets.store import Failure, MapStore, StoreError
+from skyshift.files import location
 from skyshift.translate.generate import main as generate
 from skyshift.translate.train import main as train_command
 from skyshift.translate.translator import Translator, store_maps
@@ -326,6 +327,25 @@ def test_blank_pixels_are_refused_and_nothing_is_written(capsys, run, image, tmp
         capsys, run, image, tmp_path / "hi.fits", "--domain", "gas"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["galaxy.fits"]
+
+
+def test_stores_on_object_storage(run, tiny_store, tmp_path, hi, capsys):
+    """From and to an address, and going on there; files are on a disk."""
+    place = location("memory://generate/maps.zarr")
+    place.fs.put(str(tiny_store), place.path, recursive=True)
+    go(run, place, "memory://generate/hi.zarr")
+    go(run, place, "memory://generate/hi.zarr")
+    assert capsys.readouterr().out.count("memory://generate/hi.zarr: 24 maps of hi") == 2
+    made = MapStore("memory://generate/hi.zarr")
+    assert made.complete
+    assert_same_maps(made.maps("hi"), hi)
+    go(run, place, tmp_path / "hi.npy")
+    assert_same_maps(np.load(tmp_path / "hi.npy"), hi)
+    only = "only stores are on object storage; files are read and written on a disk"
+    assert f"memory://generate/hi.fits (--output): {only}" in refused(capsys, run, place, "memory://generate/hi.fits")
+    assert "there is no memory://generate/none.zarr to translate" in refused(
+        capsys, run, "memory://generate/none.zarr", tmp_path / "x.zarr"
+    )
 
 
 def test_galaxies_that_are_missing_stay_missing(run, tiny_store, tmp_path, hi, capsys):
