@@ -31,7 +31,8 @@ from skyshift.datasets.maps import Maps
 from skyshift.engine import launch_state
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
-from skyshift.translate.explain_output import write
+from skyshift.translate.data import store_paths
+from skyshift.translate.explain_output import draw, write
 from skyshift.translate.explain_parts import Parts, Probed
 from skyshift.translate.explain_report import Explanation
 from skyshift.translate.explain_work import ExplainConfig, Work
@@ -78,7 +79,9 @@ def explain_store(config: ExplainConfig) -> Explanation | None:
         for channel in work.explainer.channels
     }
     write_maps(output / "background.fits", stacks)
-    write(result, output, pages=config.pages, per_page=config.per_page, raw=tuple(config.raw))
+    write(result, output, tuple(config.raw))
+    if config.figures:
+        draw(result, output, pages=config.pages, per_page=config.per_page)
     return result
 
 
@@ -96,7 +99,7 @@ def _collect(work: Work, probes: dict[str, Probed], processes: int) -> Explanati
     removal = work.removal(leading.inputs, leading.attribution.values.mean(axis=1))
     facts = {
         "checkpoint": str(work.checkpoint),
-        "store": str(store.path),
+        "store": store_paths(store),
         "part": config.part,
         "explained": work.explainer.title,
         "explainer": work.attribution.explainer,
@@ -114,6 +117,7 @@ def _collect(work: Work, probes: dict[str, Probed], processes: int) -> Explanati
         np.asarray(sides, np.float64),
         {domain: stack.values for domain, stack in maps.items()},
         removal,
+        work.removed(),
         work.attribution.tolerance,
         facts,
     )
