@@ -87,10 +87,7 @@ def explain_store(config: ExplainConfig) -> Explanation | None:
 
 def _collect(work: Work, probes: dict[str, Probed], processes: int) -> Explanation:
     config, store = work.config, work.store
-    names = config.quantiles or [*work.domains, *(["temperature"] if "temperature" in store.domains else [])]
-    names = list(dict.fromkeys(names))
-    store.require_domains(names)
-    maps = work.maps(work.views, names)
+    maps = work.maps(work.views, work.quantiles)
     first = next(iter(maps.values()))
     for probe, probed in probes.items():  # parts may be left from a run that allowed more
         work.require_complete(probe, probed.attribution, first.names)

@@ -148,7 +148,7 @@ class Work:
         provenance = explainer.translator.translation.provenance
         self.store = open_stores(config.store or provenance["store"])
         self.store.require_complete()
-        self.store.require_domains(self.domains)
+        self.store.require_domains([*self.domains, *self.quantiles])
         self.split = Split(**provenance["split"])
         self.catalogue = self.store.catalogue()
         views = split_views(self.catalogue, self.split)[config.part]
@@ -176,6 +176,12 @@ class Work:
         """All of source and target: translated pairs need the source even where only the target is judged."""
         translator = self.explainer.translator
         return tuple(dict.fromkeys([*translator.source, *translator.target, *self.explainer.domains]))
+
+    @property
+    def quantiles(self) -> tuple[str, ...]:
+        """Domains by whose values the attributions are parted."""
+        usual = [*self.domains, *(["temperature"] if "temperature" in self.store.domains else [])]
+        return tuple(dict.fromkeys(self.config.quantiles or usual))
 
     def _rows(self, views: NDArray[np.integer]) -> NDArray[np.int64]:
         return np.searchsorted(np.asarray(self.catalogue["view"]), views)

@@ -649,7 +649,7 @@ def test_maps_larger_than_the_training_are_refused_or_cropped(capsys, run, large
     assert "maps of 48 x 48 pixels are larger than the 32 x 32 that the network was trained on" in message
     assert "--crop true" in message
     assert not (tmp_path / "out").exists()
-    go(run, tmp_path / "out", f"--store={large_store}", "--crop=true", *PLAIN)
+    go(run, tmp_path / "out", f"--store={large_store}", "--crop=true", "--quantiles=[hi]", *PLAIN)
     found = read_maps(tmp_path / "out" / "values" / "true.fits")["shap_hi"]
     assert found.values.shape[1:] == (32, 32)
 
@@ -752,9 +752,15 @@ def test_several_stores_are_explained_as_one(run, tiny_store, with_holes, tmp_pa
     assert json.loads((tmp_path / "given" / "summary.json").read_text())["store"] == stores
 
 
+def test_quantiles_of_what_the_store_lacks_are_refused_before_the_work(capsys, run, tmp_path):
+    message = refused(capsys, run, tmp_path / "out", "--quantiles=[entropy]")
+    assert "unknown domain 'entropy'" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_store_that_is_not_whole_is_refused(capsys, run, tiny_store, tmp_path):
     whole = MapStore(tiny_store)
-    MapStore.create(tmp_path / "part.zarr", units=whole.units, views=whole.views, pixels=32)
+    MapStore.create(tmp_path / "part.zarr", units=whole.units, views=whole.views, pixels=32, shard_views=8)
     message = refused(capsys, run, tmp_path / "out", f"--store={tmp_path / 'part.zarr'}")
     assert "is not finished" in message
     assert not (tmp_path / "out").exists()
