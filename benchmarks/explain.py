@@ -264,10 +264,10 @@ def section(name: str, title: str, result: Explanation, folder: Path) -> list[st
     """Findings, table and figures of one run, the figures copied to the results."""
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     provenance = result.explainer.translator.translation.provenance
+    step = int(Path(plan["paths"]["checkpoint"]).name[5:])
     which = (
-        f"Explained is step {int(Path(plan['paths']['checkpoint']).name[5:])} of a run of skyshift "
-        f"{provenance['skyshift']}: weights {plan['weights'][:12]}…, trained on store {provenance['fingerprint'][:12]}… "
-        "(SHA-256)."
+        f"Explained is step {step} of a run of skyshift {provenance['skyshift']}: weights {plan['weights'][:12]}…, "
+        f"trained on store {provenance['fingerprint'][:12]}… (SHA-256)."
     )
     seen = [f"- {SEEN[name]}{KERNEL}"] if plan["weights"].startswith(LOOKED_AT[name]) else []
     lines = [
