@@ -645,13 +645,16 @@ def large_store(tiny_simulation, tmp_path_factory):
 
 
 def test_maps_larger_than_the_training_are_refused_or_cropped(capsys, run, large_store, tmp_path):
-    message = refused(capsys, run, tmp_path / "out", f"--store={large_store}")
+    message = refused(capsys, run, tmp_path / "out", f"--store={large_store}", "--quantiles=[hi]")
     assert "maps of 48 x 48 pixels are larger than the 32 x 32 that the network was trained on" in message
     assert "--crop true" in message
     assert not (tmp_path / "out").exists()
     go(run, tmp_path / "out", f"--store={large_store}", "--crop=true", "--quantiles=[hi]", *PLAIN)
     found = read_maps(tmp_path / "out" / "values" / "true.fits")["shap_hi"]
     assert found.values.shape[1:] == (32, 32)
+    go(run, tmp_path / "both", f"--background.file={large_store}", "--crop=true", *PLAIN)
+    plan = json.loads((tmp_path / "both" / "plan.json").read_text())
+    assert plan["background"]["maps"] == len(MapStore(large_store).catalogue())
 
 
 def test_a_crop_keeps_the_middle_and_the_scale():
@@ -750,6 +753,15 @@ def test_several_stores_are_explained_as_one(run, tiny_store, with_holes, tmp_pa
     )
     go(run, tmp_path / "given", f"--store={json.dumps(stores)}", *PLAIN)
     assert json.loads((tmp_path / "given" / "summary.json").read_text())["store"] == stores
+
+
+def test_a_store_that_was_built_anew_since_the_training_is_said_to_be(run, tiny_store, tmp_path):
+    folder = trained_on(run, tmp_path / "run", str(tiny_store))
+    facts = json.loads((folder / "translation.json").read_text())
+    facts["provenance"]["fingerprint"] = "0" * 64
+    (folder / "translation.json").write_text(json.dumps(facts))
+    with pytest.warns(UserWarning, match="is not as it was at the training"):
+        Work(ExplainConfig(checkpoint=str(folder), part="train"), torch.device("cpu"))
 
 
 def test_quantiles_of_what_the_store_lacks_are_refused_before_the_work(capsys, run, tmp_path):
