@@ -157,6 +157,7 @@ class TranslationData:
                 "skyshift": __version__,
                 "store": store_paths(self.store),
                 "fingerprint": fingerprint(self.store),
+                "pixels": self.store.pixels,
                 "split": asdict(self.config.split),
                 "seed": self.seed,
             },

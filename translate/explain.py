@@ -31,7 +31,8 @@ from skyshift.datasets.maps import Maps
 from skyshift.engine import launch_state
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
-from skyshift.translate.explain_output import write
+from skyshift.translate.data import store_paths
+from skyshift.translate.explain_output import draw, write
 from skyshift.translate.explain_parts import Parts, Probed
 from skyshift.translate.explain_report import Explanation
 from skyshift.translate.explain_work import ExplainConfig, Work
@@ -78,16 +79,15 @@ def explain_store(config: ExplainConfig) -> Explanation | None:
         for channel in work.explainer.channels
     }
     write_maps(output / "background.fits", stacks)
-    write(result, output, pages=config.pages, per_page=config.per_page, raw=tuple(config.raw))
+    write(result, output, tuple(config.raw))
+    if config.figures:
+        draw(result, output, pages=config.pages, per_page=config.per_page)
     return result
 
 
 def _collect(work: Work, probes: dict[str, Probed], processes: int) -> Explanation:
     config, store = work.config, work.store
-    names = config.quantiles or [*work.domains, *(["temperature"] if "temperature" in store.domains else [])]
-    names = list(dict.fromkeys(names))
-    store.require_domains(names)
-    maps = work.maps(work.views, names)
+    maps = work.maps(work.views, work.quantiles)
     first = next(iter(maps.values()))
     for probe, probed in probes.items():  # parts may be left from a run that allowed more
         work.require_complete(probe, probed.attribution, first.names)
@@ -96,7 +96,7 @@ def _collect(work: Work, probes: dict[str, Probed], processes: int) -> Explanati
     removal = work.removal(leading.inputs, leading.attribution.values.mean(axis=1))
     facts = {
         "checkpoint": str(work.checkpoint),
-        "store": str(store.path),
+        "store": store_paths(store),
         "part": config.part,
         "explained": work.explainer.title,
         "explainer": work.attribution.explainer,
@@ -114,6 +114,7 @@ def _collect(work: Work, probes: dict[str, Probed], processes: int) -> Explanati
         np.asarray(sides, np.float64),
         {domain: stack.values for domain, stack in maps.items()},
         removal,
+        work.removed(),
         work.attribution.tolerance,
         facts,
     )

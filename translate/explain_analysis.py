@@ -88,7 +88,7 @@ def by_quantile(values: NDArray[np.floating], maps: NDArray[np.floating], domain
     edges = np.quantile(lit, np.linspace(0, 1, count + 1)[1:-1]) if lit.size else np.zeros(count - 1)
     bins = np.where(maps > 0, np.digitize(maps, edges) + 1, 0)
     labels = ["empty", *(f"{100 * i // count}–{100 * (i + 1) // count} %" for i in range(count))]
-    return by_bin(values, bins, f"quantile of {domain}", labels)
+    return by_bin(values, bins, f"quantile of true {domain}", labels)
 
 
 def octaves(rings: int, pixels: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -155,6 +155,24 @@ def channel_shares(values: NDArray[np.floating]) -> Values:
     size = np.abs(values).sum((2, 3), dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return size / size.sum(1, keepdims=True)
+
+
+def outside_boxes(values: NDArray[np.floating], boxes: Sequence[tuple[int, int, int, int]]) -> Values:
+    """Share of |SHAP| outside the pixels that each output sees directly, over all outputs.
+
+    Args:
+        values: (n, outputs, channels, height, width).
+        boxes: Bottom, top, left and right of each output, top and right excluded; may reach beyond the map.
+
+    Returns:
+        (n,) shares; NaN where all values are zero.
+    """
+    size = np.abs(values).sum(2, dtype=np.float64)
+    total = size.sum((1, 2, 3))
+    for k, (bottom, top, left, right) in enumerate(boxes):
+        size[:, k, max(bottom, 0) : max(top, 0), max(left, 0) : max(right, 0)] = 0.0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(size.sum((1, 2, 3)) / total)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Row:
         side: kpc; ``None`` draws pixels.
         box: Receptive field of one patch, pixels: bottom, top, left, right; ``None`` for none.
         complete: Whether the values add up within the tolerance.
+        stretch: (channels, height, width), physical, whose values fix the colours of the maps; by default the maps
+            themselves. Maps that are compared are given the same.
     """
 
     title: str
@@ -44,6 +46,7 @@ class Row:
     side: float | None
     box: tuple[int, int, int, int] | None
     complete: bool = True
+    stretch: NDArray[np.floating] | None = None
 
 
 def domain_title(name: str) -> tuple[str, str]:
@@ -113,7 +116,7 @@ def page(
         for c, domain in enumerate(domains):
             name, colours = domain_title(domain)
             cells = axes[i, 3 * c : 3 * c + 3]
-            norm = shared_norm([row.maps[c]], False)
+            norm = shared_norm([(row.maps if row.stretch is None else row.stretch)[c]], False)
             look = {"origin": "lower", "extent": extent, "interpolation": "nearest"}
             image = cells[0].imshow(row.maps[c], cmap=colours, norm=norm, **look)
             bar = figure.colorbar(image, ax=cells[0], shrink=0.8, pad=0.01, aspect=22)

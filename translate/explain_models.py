@@ -26,20 +26,17 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from astropy import units
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from skyshift.checkpoint import CheckpointError
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
 from skyshift.translate.methods.base import TranslationMethod
-from skyshift.translate.translator import Channel, Translation, make_method
+from skyshift.translate.translator import Channel
 
 Explained = Literal["mean", "patch", "grid"]
 
@@ -134,61 +131,33 @@ def find_discriminator(method: TranslationMethod, name: str = "") -> tuple[str, 
         Its name, the network, and whether it judges source and target together (else the target alone).
 
     Raises:
+        CheckpointError: The checkpoint was exported without it.
         SkyshiftError: There is none of that name, or its channels are neither of these.
     """
-    names = [player for player in method.players if "discriminator" in player]
+    names = list(method.discriminators)
     if not names:
         raise SkyshiftError(
-            f"{type(method).__name__} is trained without a discriminator; explain its generator (--of generator)"
+            f"{type(method).__name__} is trained without a discriminator; explain its generator (--what.of generator)"
         )
     if name and name not in names:
         raise SkyshiftError(unknown("discriminator", name, names))
     if not name and len(names) > 1:
-        raise SkyshiftError(f"{type(method).__name__} has {', '.join(names)}; choose one with --discriminator")
+        raise SkyshiftError(f"{type(method).__name__} has {', '.join(names)}; choose one with --what.discriminator")
     name = name or names[0]
     network = getattr(method, name)
+    if network is None:
+        raise CheckpointError(
+            f"the checkpoint holds no weights of the {name}: it was exported for inference, with the generator alone. "
+            "A discriminator can be explained from a checkpoint that the training itself wrote "
+            "(RUN/checkpoints/step_…, whose model.safetensors holds every network); train one with "
+            "translate/train.py, or explain the generator of this one (--what.of generator)"
+        )
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     taken = None if first is None else first.in_channels
     both = method.source_channels + method.target_channels
     if taken not in (both, method.target_channels):
         raise SkyshiftError(f"the {name} takes {taken} channels, neither source and target ({both}) nor the target")
     return name, network, taken == both
-
-
-def require_discriminator(folder: Path, name: str, trust_remote_code: bool) -> None:
-    """Check, before any work, that a checkpoint has the weights of its discriminator.
-
-    Args:
-        folder: Of the checkpoint.
-        name: Which discriminator; empty for the only one.
-        trust_remote_code: Allow classes from outside this package.
-
-    Raises:
-        CheckpointError: It was exported with the generator alone.
-        SkyshiftError: Its method has no discriminator.
-    """
-    translation = Translation.read(folder)
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["method"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{folder / 'config.yaml'} names no method ({error!r})") from None
-    method = make_method(config, len(translation.source), len(translation.target), trust_remote_code)
-    name, _, _ = find_discriminator(method, name)
-    path = folder / "model.safetensors"
-    keys: list[str] = []
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                keys = list(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not any(key.startswith(f"{name}.") for key in keys):
-        raise CheckpointError(
-            f"{folder} holds no weights of the {name}: it was exported for inference, with the generator alone. A "
-            "discriminator can be explained from a checkpoint that the training itself wrote "
-            "(RUN/checkpoints/step_…, whose model.safetensors holds every network); train one with "
-            "translate/train.py, or explain the generator (--of generator)"
-        )
 
 
 # -- the generator ------------------------------------------------------------------------------------------------

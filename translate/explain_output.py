@@ -13,24 +13,35 @@ from skyshift.datasets.formats import write_maps
 from skyshift.datasets.maps import Maps
 from skyshift.files import write_json, write_text, write_whole
 from skyshift.translate.explain_analysis import Mean, bootstrap_mean
-from skyshift.translate.explain_figures import Row, curves_figure, grid_figure, page, removal_figure
+from skyshift.translate.explain_figures import Row, curves_figure, domain_title, grid_figure, page, removal_figure
 from skyshift.translate.explain_removal import SHARES
 from skyshift.translate.explain_report import Explanation
 
 
-def write(e: Explanation, folder: Path, *, pages: int, per_page: int, raw: tuple[str, ...]) -> None:
-    """Write table, numbers, figures and raw values.
+def write(e: Explanation, folder: Path, raw: tuple[str, ...]) -> None:
+    """Write table, numbers and raw values.
+
+    Args:
+        e: The explanation.
+        folder: Where.
+        raw: ``fits``, ``npy`` or both.
+    """
+    write_text(folder / "table.md", e.table() + "\n")
+    write_json(folder / "summary.json", _plain(e.summary))
+    write_text(folder / "views.csv", _rows(e))
+    for kind in raw:
+        _write_raw(e, folder / "values", kind)
+
+
+def draw(e: Explanation, folder: Path, *, pages: int, per_page: int) -> None:
+    """Draw the figures.
 
     Args:
         e: The explanation.
         folder: Where.
         pages: Pages of maps for each probe.
         per_page: Views on a page.
-        raw: ``fits``, ``npy`` or both.
     """
-    write_text(folder / "table.md", e.table() + "\n")
-    write_json(folder / "summary.json", _plain(e.summary))
-    write_text(folder / "views.csv", _rows(e))
     for probe in e.probes:
         for number, rows in enumerate(_pages(e, probe, pages, per_page), start=1):
             _save(_page(e, probe, rows), folder / f"maps_{probe}_{number:02d}.png")
@@ -40,17 +51,16 @@ def write(e: Explanation, folder: Path, *, pages: int, per_page: int, raw: tuple
     if e.differences:
         _save(_curves_minus_true(e), folder / "curves_minus_true.png")
     if e.removal:
-        some = e.groups[: len(next(iter(e.removal.values()))["deletion"])]
+        some = e.groups[e.removed]
         means = {
             name: {mode: bootstrap_mean(curve, some) for mode, curve in modes.items()}
             for name, modes in e.removal.items()
         }
-        title = f"{next(iter(e.probes))} pairs, {len(some)} views; bands: 95 % over galaxies"
+        galaxies = len(np.unique(some))
+        title = f"{next(iter(e.probes))} pairs, {len(some)} views of {galaxies} galaxies; bands: 95 % over galaxies"
         _save(removal_figure(SHARES, means, e.unit, title), folder / "removal.png")
     if e.explainer.what.explained == "grid" and e.explainer.field is not None:
         _save(_grid(e), folder / "patch_grid.png")
-    for kind in raw:
-        _write_raw(e, folder / "values", kind)
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -81,9 +91,16 @@ def _box(e: Explanation) -> tuple[int, int, int, int] | None:
     return field.box(middle, middle)
 
 
+def _maps(e: Explanation, probe: str) -> NDArray[np.float32]:
+    """(n, channels, height, width) physical maps that were shown."""
+    return np.stack(list(e.explainer.physical(e.probes[probe].inputs).values()), axis=1)
+
+
 def _page(e: Explanation, probe: str, views: NDArray[np.int64]) -> Any:
     probed, values = e.probes[probe], e.values(probe)
-    maps = np.stack(list(e.explainer.physical(probed.inputs).values()), axis=1)
+    maps = _maps(e, probe)
+    # A translated map has the stretch of the true one, whose page shows the same view.
+    stretch = _maps(e, "true") if probe == "translated" and "true" in e.probes else maps
     rows = []
     for i in views:
         error = e.errors(probe)[i]
@@ -92,7 +109,7 @@ def _page(e: Explanation, probe: str, views: NDArray[np.int64]) -> Any:
             f"{e.names[i]}\n{e.outputs(probe)[i]:.3g}, base {probed.attribution.base[i].mean():.3g}\n"
             f"completeness error {error:.3f}" + ("" if complete else "\nDOES NOT ADD UP")
         )
-        rows.append(Row(title, maps[i], values[i], float(e.sides[i]), _box(e), complete))
+        rows.append(Row(title, maps[i], values[i], float(e.sides[i]), _box(e), complete, stretch[i]))
     domains = e.explainer.domains
     dashed = "; dashed: what one patch sees" if e.explainer.field else ""
     title = f"{probe.replace('_', ' ')}: SHAP of the {e.explainer.title}, {e.facts['explainer']}{dashed}"
@@ -101,29 +118,26 @@ def _page(e: Explanation, probe: str, views: NDArray[np.int64]) -> Any:
 
 def _difference(e: Explanation, probe: str, count: int) -> Any:
     """SHAP of a probe less that of the true pair, on the difference of the maps."""
-    mine, true = (
-        np.stack(list(e.explainer.physical(e.probes[name].inputs).values()), axis=1) for name in (probe, "true")
-    )
-    values = e.values(probe) - e.values("true")
+    keep = e.explainer.sources  # the first target channel
+    true, mine = (_maps(e, name)[:, keep] for name in ("true", probe))
+    before, after = (e.values(name)[:, keep] for name in ("true", probe))
     change = e.outputs(probe) - e.outputs("true")
     rows = [
         Row(
             f"{e.names[i]}\noutput {change[i]:+.3g}",
-            np.concatenate([true[i], mine[i]]),
-            np.concatenate([e.values("true")[i], values[i]]),
+            np.stack([true[i], mine[i]]),
+            np.stack([before[i], after[i] - before[i]]),
             float(e.sides[i]),
             None,
+            stretch=np.stack([true[i], true[i]]),
         )
         for i in _chosen(e, count)
     ]
-    domains = e.explainer.domains
-    keep = e.explainer.sources if e.explainer.sources < len(domains) else 0  # the first target channel
-    wanted = [keep, len(domains) + keep]
-    rows = [Row(r.title, r.maps[wanted], r.values[wanted], r.side, None) for r in rows]
+    name = e.explainer.domains[keep]
     unit = [e.explainer.channels[keep].unit] * 2
-    name = domains[keep]
-    titles = [f"{name}, true", "SHAP(true)", "both", f"{name}, {probe}", f"SHAP({probe}) − SHAP(true)", "both"]
-    title = f"What changes in the evidence of {name} from the true pair to the {probe} one"
+    shown = domain_title(name)[0]
+    titles = [f"{shown}, true", "SHAP(true)", "both", f"{shown}, {probe}", f"SHAP({probe}) − SHAP(true)", "both"]
+    title = f"What changes in the evidence of {shown} from the true pair to the {probe} one"
     return page(rows, [name, name], unit, e.unit, title, titles)
 
 

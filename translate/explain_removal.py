@@ -7,7 +7,9 @@ background maps,
 
     A = ∫₀¹ f_q dq,
 
-is low for a good deletion and high for a good insertion. Orders to compare with: random, and the plain gradient.
+is low for a good deletion and high for a good insertion. Orders to compare with: random, the plain gradient (which does
+not know whether the background lies above or below a pixel), and the gradient times the difference from the mean of the
+background, which is what SHAP values are of a linear output.
 
 References:
     Petsiuk, Das & Saenko 2018, RISE, BMVC, arXiv:1806.07421.

@@ -14,6 +14,7 @@ from skyshift.translate.explain_analysis import (
     bootstrap_mean,
     channel_shares,
     curves_of,
+    outside_boxes,
     power_shares,
 )
 from skyshift.translate.explain_parts import Probed
@@ -34,7 +35,8 @@ class Explanation:
         groups: (n,) galaxy of each.
         sides: (n,) kpc.
         truth: Domain to true physical maps (n, height, width), for the quantiles.
-        removal: Order to ``deletion`` and ``insertion``, (m, steps), of the first m views under the first probe.
+        removal: Order to ``deletion`` and ``insertion``, (m, steps), of some views under the first probe.
+        removed: (m,) which of the n views these are.
         tolerance: Completeness error above which an explanation is marked.
         facts: What else is known of the run: background, checkpoint, part, precision, …
     """
@@ -46,6 +48,7 @@ class Explanation:
     sides: Values
     truth: Mapping[str, NDArray[np.float32]]
     removal: Mapping[str, Mapping[str, Values]]
+    removed: NDArray[np.int64]
     tolerance: float
     facts: Mapping[str, Any]
 
@@ -92,6 +95,19 @@ class Explanation:
         with np.errstate(invalid="ignore", divide="ignore"):
             return bootstrap_mean(sizes / sizes.sum(1, keepdims=True) / found.pixels, self.groups)
 
+    def outside(self, probe: str) -> Values | None:
+        """(n,) share of |SHAP| outside the receptive fields of the patches that are explained one by one.
+
+        Zero but where a normalisation over the whole map lets each patch feel the rest. ``None`` for other outputs.
+        """
+        field, what = self.explainer.field, self.explainer.what
+        if field is None or what.explained == "mean":
+            return None
+        values = self.probes[probe].attribution.values
+        side = round(values.shape[1] ** 0.5)
+        patches = [divmod(k, side) for k in range(side**2)] if what.explained == "grid" else [what.patch]
+        return outside_boxes(values, [field.box(row, column) for row, column in patches])
+
     @property
     def differences(self) -> list[str]:
         """Probes that are compared with the true pairs."""
@@ -122,6 +138,9 @@ class Explanation:
                 concentration = self.concentration(name, curve)
                 if concentration is not None:
                     entry["curves"][curve]["concentration"] = concentration.to_dict()
+            outside = self.outside(name)
+            if outside is not None:
+                entry["outside_receptive_field"] = bootstrap_mean(outside, self.groups).to_dict()
             k, shares = power_shares(values)
             entry["power"] = {"k_over_nyquist": k.tolist(), **bootstrap_mean(shares, self.groups).to_dict()}
             if name in self.differences:
@@ -142,7 +161,7 @@ class Explanation:
     def _removal_summary(self) -> dict[str, Any]:
         if not self.removal:
             return {}
-        some = self.groups[: len(next(iter(self.removal.values()))["deletion"])]
+        some = self.groups[self.removed]
         areas = {name: {mode: area(curve) for mode, curve in modes.items()} for name, modes in self.removal.items()}
         found: dict[str, Any] = {"views": len(some)}
         for name, modes in areas.items():
@@ -192,6 +211,13 @@ class Explanation:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", f"Base (mean output over the background): {self._base():.4g} {self.unit}."]
+        outside = {name: entry.get("outside_receptive_field") for name, entry in self.summary["probes"].items()}
+        if shares := [f"{name.replace('_', ' ')} {_interval(entry)}" for name, entry in outside.items() if entry]:
+            lines += [
+                "",
+                f"Share of |SHAP| outside the receptive field of a patch: {', '.join(shares)}. It is what the patch "
+                "feels of the rest of the map through a normalisation over all of it.",
+            ]
         for name in self.differences:
             lines += self._where(name)
         lines += self._removal_lines()

@@ -6,7 +6,8 @@ other is a cliff, which takes many more draws to add up.
 
 import hashlib
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 from skyshift import __version__
 from skyshift.attribution import Attribution, AttributionConfig, AttributionError, Runner, input_gradient, out_of_place
 from skyshift.datasets.formats import read_maps
+from skyshift.datasets.joined import open_stores
 from skyshift.datasets.loading import FIT_VIEWS, Split, split_views
 from skyshift.datasets.maps import Maps
 from skyshift.datasets.store import MapStore
@@ -30,7 +32,7 @@ from skyshift.translate.explain_models import Logits
 from skyshift.translate.explain_parts import Probed
 from skyshift.translate.explain_probes import make_probe, partners, require_probes, spread_views
 from skyshift.translate.explain_removal import removal_curves
-from skyshift.translate.explainer import Background, Explainer, WhatConfig, centre_crop
+from skyshift.translate.explainer import Background, Explainer, WhatConfig, centre_crop, store_name
 from skyshift.translate.translator import find_checkpoint, store_maps
 
 FAINT = 1e-3
@@ -58,7 +60,7 @@ class ExplainConfig:
 
     Attributes:
         checkpoint: A checkpoint, or a run (its last checkpoint is taken).
-        store: Of the true maps; by default the one of the training.
+        store: Of the true maps, or a list of stores read as one; by default what the training read.
         part: Galaxies to explain: test, validation or train.
         views: How many, of as many galaxies as there are; 0 for all.
         what: Which output.
@@ -71,6 +73,7 @@ class ExplainConfig:
         quantiles: Domains of the store by whose values the attributions are parted; by default source, target and,
             where the store has it, temperature.
         removal: Views for deletion and insertion curves; 0 for none.
+        figures: Draw them; else table and numbers alone.
         pages: Pages of maps a probe.
         per_page: Views on a page.
         raw: Formats of the raw values: fits, npy.
@@ -82,7 +85,7 @@ class ExplainConfig:
     """
 
     checkpoint: str = "runs/gas_to_hi"
-    store: str = ""
+    store: list[str] | str = ""
     part: Literal["test", "validation", "train"] = "test"
     views: int = 40
     what: WhatConfig = field(default_factory=WhatConfig)
@@ -94,6 +97,7 @@ class ExplainConfig:
     as_trained: bool = True
     quantiles: list[str] = field(default_factory=list)
     removal: int = 16
+    figures: bool = True
     pages: int = 2
     per_page: int = 4
     raw: list[str] = field(default_factory=lambda: ["fits"])
@@ -142,9 +146,9 @@ class Work:
         self.probes = ["true"] if self.generator else list(config.probes)
         require_probes(self.probes, paired=explainer.paired or self.generator)
         provenance = explainer.translator.translation.provenance
-        self.store = MapStore(config.store or provenance["store"])
+        self.store = open_stores(config.store or provenance["store"])
         self.store.require_complete()
-        self.store.require_domains(self.domains)
+        self.store.require_domains([*self.domains, *self.quantiles])
         self.split = Split(**provenance["split"])
         self.catalogue = self.store.catalogue()
         views = split_views(self.catalogue, self.split)[config.part]
@@ -158,6 +162,12 @@ class Work:
             attribution = replace(attribution, precision=training_precision(self.checkpoint))
         self.attribution = attribution
         explainer.require_size(self.inputs(self.views[:1]))
+        if fingerprint(self.store) != provenance.get("fingerprint") and not config.store:
+            warnings.warn(
+                f"{self.store.path} is not as it was at the training (its fingerprint differs): views of its "
+                f"{config.part} part may have been trained on",
+                stacklevel=2,
+            )
         if "other_galaxy" in self.probes:
             self.partners = self.views[partners(self.views, self.groups, attribution.seed)]
 
@@ -167,15 +177,23 @@ class Work:
         translator = self.explainer.translator
         return tuple(dict.fromkeys([*translator.source, *translator.target, *self.explainer.domains]))
 
+    @property
+    def quantiles(self) -> tuple[str, ...]:
+        """Domains by whose values the attributions are parted."""
+        usual = [*self.domains, *(["temperature"] if "temperature" in self.store.domains else [])]
+        return tuple(dict.fromkeys(self.config.quantiles or usual))
+
     def _rows(self, views: NDArray[np.integer]) -> NDArray[np.int64]:
         return np.searchsorted(np.asarray(self.catalogue["view"]), views)
 
     def _groups(self, views: NDArray[np.integer]) -> NDArray[np.int64]:
         return np.asarray(self.catalogue["split_group"], np.int64)[self._rows(views)]
 
-    def maps(self, views: NDArray[np.integer], domains: Sequence[str]) -> dict[str, Maps]:
+    def maps(self, views: NDArray[np.integer], domains: Sequence[str]) -> Mapping[str, Maps]:
         """Physical maps of the store, cropped where that was asked for."""
-        maps = store_maps(self.store, domains, views)
+        return self._cropped(store_maps(self.store, domains, views))
+
+    def _cropped(self, maps: Mapping[str, Maps]) -> Mapping[str, Maps]:
         pixels = self.explainer.pixels
         return centre_crop(maps, pixels) if self.config.crop and pixels else maps
 
@@ -195,16 +213,11 @@ class Work:
         config, explainer = self.config.background, self.explainer
         if config.file:
             path = Path(config.file)
-            found: dict[str, Maps] = {}
-            if path.is_dir():
-                store = MapStore(path)
-                found = {d: m for d in store.domains for d, m in store_maps(store, [d]).items()}
-            else:
-                found = read_maps(path)
-            inputs = explainer.inputs(found)
+            found = store_maps(MapStore(path), explainer.domains) if path.is_dir() else read_maps(path)
+            inputs = explainer.inputs(self._cropped(found))
             if not len(inputs):
                 raise AttributionError(f"the background is empty: {path} holds no maps")
-            return Background(inputs, f"{len(inputs)} maps of {path}")
+            return Background(inputs, f"{len(inputs)} maps of {path.name}")
         if config.maps < 1:
             raise AttributionError(
                 f"the background is empty: background.maps is {config.maps}; an explanation is a difference from "
@@ -212,7 +225,7 @@ class Work:
             )
         provenance = explainer.translator.translation.provenance
         try:
-            store = MapStore(provenance["store"])
+            store = open_stores(provenance["store"])
         except SkyshiftError:
             store = self.store
         catalogue = store.catalogue()
@@ -230,8 +243,9 @@ class Work:
         groups = np.asarray(catalogue["split_group"], np.int64)[np.searchsorted(np.asarray(catalogue["view"]), views)]
         chosen = spread_views(views, groups, config.maps, self.config.attribution.seed)
         faint = "" if config.faint else " with signal in every domain"
-        text = f"{len(chosen)} true training views{faint} of {store.path.name}"
-        return explainer.background(store, chosen, text)
+        text = f"{len(chosen)} true training views{faint} of {store_name(store)}"
+        inputs = explainer.inputs(self._cropped(store_maps(store, explainer.domains, chosen)))
+        return Background(inputs, text, tuple(chosen.tolist()))
 
     def _lit(self, store: MapStore, views: NDArray[np.int64]) -> NDArray[np.bool_]:
         lit = np.ones(len(views), bool)
@@ -319,20 +333,36 @@ class Work:
         pair = make_probe(probe, source, target, views, self.attribution.seed, explainer.translate, other)
         return pair if explainer.paired else pair[:, source.shape[1] :]
 
+    def removed(self) -> NDArray[np.int64]:
+        """Which of the views are deleted and inserted: as many as asked for, of as many galaxies as there are."""
+        if not self.config.removal:
+            return np.zeros(0, np.int64)
+        chosen = spread_views(self.views, self.groups, self.config.removal, self.attribution.seed)
+        return np.searchsorted(self.views, chosen)
+
     def removal(self, shown: Tensor, values: NDArray[np.float32]) -> dict[str, dict[str, NDArray[np.float64]]]:
-        """Deletion and insertion curves of the first views under the first probe."""
+        """Deletion and insertion curves of :meth:`removed` under the first probe.
+
+        Args:
+            shown: (views, channels, height, width), scaled; of all views.
+            values: Same shape, SHAP.
+        """
         network = self.explainer.network
         if not self.config.removal or network is None:
             return {}
         model = Logits(network, "mean" if self.config.what.explained == "grid" else self.config.what.explained)
         model.patch = tuple(self.config.what.patch)
-        shown, values = shown[: self.config.removal], values[: self.config.removal]
+        rows = self.removed()
+        shown, values = shown[rows], values[rows]
         run = Runner(out_of_place(model), self.attribution, None)
-        random = np.stack(
-            [
-                np.random.default_rng([self.attribution.seed, int(v)]).random(values[0].shape)
-                for v in self.views[: len(shown)]
-            ]
-        )
-        orders = {"SHAP": values, "gradient": input_gradient(model, shown, self.attribution)[:, 0], "random": random}
+        seed = self.attribution.seed
+        random = np.stack([np.random.default_rng([seed, int(v)]).random(values[0].shape) for v in self.views[rows]])
+        gradient = input_gradient(model, shown, self.attribution)[:, 0]
+        difference = (shown - self.background.inputs.mean(0)).numpy()
+        orders = {
+            "SHAP": values,
+            "gradient x difference": gradient * difference,
+            "gradient": gradient,
+            "random": random,
+        }
         return removal_curves(lambda x: run.evaluate(x)[:, 0], shown, self.background.inputs, orders)

@@ -10,7 +10,9 @@
 Inputs are what the network sees: maps scaled as in training, source channels before target channels.
 """
 
+import contextlib
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skyshift.attribution import Attribution, AttributionConfig, AttributionError, explain
+from skyshift.datasets.joined import JoinedStores, open_stores
 from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
@@ -34,9 +37,8 @@ from skyshift.translate.explain_models import (
     TargetPixel,
     aperture_unit,
     find_discriminator,
-    require_discriminator,
 )
-from skyshift.translate.translator import Channel, Translator, find_checkpoint, store_maps
+from skyshift.translate.translator import Channel, Translator, store_maps
 
 Of = Literal["discriminator", "generator"]
 
@@ -112,7 +114,8 @@ class Explainer:
         self.paired = False
         if self.what.of == "discriminator":
             _, self.network, self.paired = find_discriminator(self.method, self.what.discriminator)
-            self.field = ReceptiveField.of(self.network)
+            with contextlib.suppress(SkyshiftError):  # it is drawn where there is one
+                self.field = ReceptiveField.of(self.network)
             self.channels: tuple[Channel, ...] = (*(translation.source if self.paired else ()), *translation.target)
             self.unit = ""
         else:
@@ -145,9 +148,6 @@ class Explainer:
         Raises:
             CheckpointError: There is none, or it has no discriminator to explain.
         """
-        folder, what = find_checkpoint(folder), what or WhatConfig()
-        if what.of == "discriminator":
-            require_discriminator(folder, what.discriminator, trust_remote_code)
         translator = Translator.from_pretrained(folder, device=device, trust_remote_code=trust_remote_code)
         return cls(translator, what, training_pixels(translator))
 
@@ -241,7 +241,7 @@ class Explainer:
             )
         store.require_domains(self.domains)
         inputs = self.inputs(store_maps(store, self.domains, views))
-        text = text or f"{len(views)} true views of {store.path}"
+        text = text or f"{len(views)} true views of {store_name(store)}"
         return Background(inputs, text, tuple(int(view) for view in views))
 
     def explain(
@@ -306,11 +306,28 @@ def joined(parts: Sequence[Attribution]) -> Attribution:
 
 
 def training_pixels(translator: Translator) -> int | None:
-    """Side of the training maps, pixels, where the store of the training is still there."""
+    """Side of the training maps, pixels, as the checkpoint says; an old one does not, and its store is asked.
+
+    Returns:
+        ``None``, with a warning, where that store is gone.
+    """
+    provenance = translator.translation.provenance
+    if "pixels" in provenance:
+        return int(provenance["pixels"])
     try:
-        return MapStore(translator.translation.provenance["store"]).pixels
+        return open_stores(provenance["store"]).pixels
     except (SkyshiftError, KeyError):
+        warnings.warn(
+            "neither the checkpoint nor a store of its training says how large the training maps were: larger maps "
+            "than those are not refused",
+            stacklevel=3,
+        )
         return None
+
+
+def store_name(store: MapStore) -> str:
+    """What a store is called, without the folders it lies in."""
+    return ", ".join(one.path.name for one in (store.stores if isinstance(store, JoinedStores) else (store,)))
 
 
 def centre_crop(maps: Mapping[str, Maps], pixels: int) -> dict[str, Maps]:

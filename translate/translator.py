@@ -75,7 +75,7 @@ class Translation:
         source: Channels in.
         target: Channels out.
         pixel_scale: Smallest and largest kpc per pixel of the training maps.
-        provenance: Package version, store, fingerprint of the data, split, seed.
+        provenance: Package version, store, fingerprint of the data, pixels on a side of its maps, split, seed.
     """
 
     source: tuple[Channel, ...]
@@ -190,7 +190,8 @@ class Translator:
         """Load a checkpoint.
 
         Args:
-            folder: A checkpoint, or a run (its last checkpoint is taken).
+            folder: A checkpoint, or a run (its last checkpoint is taken). It may lack its discriminators, which the
+                method then has not (``None``).
             device: Where to run; by default the GPU where there is one.
             batch_size: Maps translated at once.
             precision: ``no`` (float32) or ``bf16``.
@@ -209,7 +210,11 @@ class Translator:
             raise CheckpointError(f"{folder / 'config.yaml'} names no method ({error!r})") from None
         method = make_method(config, len(translation.source), len(translation.target), trust_remote_code)
         try:
-            method.load_state_dict(load_tensors(folder / "model.safetensors")[0])
+            weights = load_tensors(folder / "model.safetensors")[0]
+            for name in method.discriminators:  # which an export for inference may leave out, each as a whole
+                if not any(key.startswith(f"{name}.") for key in weights):
+                    setattr(method, name, None)
+            method.load_state_dict(weights)
             if averaged and (folder / "average.safetensors").is_file():
                 weights = load_tensors(folder / "average.safetensors")[0]
                 average = {k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")}

@@ -16,11 +16,16 @@ from astropy.io import fits
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from skyshift.attribution import AttributionConfig, AttributionError
+from skyshift.attribution import AttributionConfig, AttributionError, explain
+from skyshift.checkpoint import CheckpointError
+from skyshift.datasets.catalogue import Failure
 from skyshift.datasets.formats import read_maps, write_maps
+from skyshift.datasets.joined import open_stores
+from skyshift.datasets.loading import Split, split_views
 from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
+from skyshift.translate.data import fingerprint
 from skyshift.translate.explain import main as explain_command
 from skyshift.translate.explain_analysis import (
     bootstrap_mean,
@@ -29,15 +34,18 @@ from skyshift.translate.explain_analysis import (
     by_radius,
     channel_shares,
     octaves,
+    outside_boxes,
     power_shares,
 )
+from skyshift.translate.explain_figures import Row, page
 from skyshift.translate.explain_models import Logits, ReceptiveField, aperture_unit
 from skyshift.translate.explain_probes import make_probe, partners, require_probes, spread_views
 from skyshift.translate.explain_removal import SHARES, area, removal_curves
+from skyshift.translate.explain_work import ExplainConfig, Work
 from skyshift.translate.explainer import Explainer, WhatConfig, centre_crop
 from skyshift.translate.networks.patchgan import PatchGAN
 from skyshift.translate.train import main as train_command
-from skyshift.translate.translator import store_maps
+from skyshift.translate.translator import Translator, store_maps
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +86,13 @@ QUICK = [
     "--attribution.tolerance=0.2",
     "--removal=2",
     "--pages=1",
-    "--per_page=2",
+    "--per_page=1",
+    '--quantiles=["temperature"]',
 ]
+
+
+PLAIN = ["--figures=false", '--probes=["true"]', "--removal=0", "--allow_incomplete=true"]
+"""What most tests need: figures take nearly all of the time of so small an explanation."""
 
 
 def go(run: Path, output: Path, *options: str) -> None:
@@ -176,6 +189,43 @@ def test_the_value_of_one_pixel(run, tiny_store):
     wanted = channel.scaling.inverse(explainer.translate(x)[0, 0, 10, 20].numpy())
     assert found.output[0, 0] == pytest.approx(float(wanted), rel=1e-4)
     assert explainer.unit == "Msun / kpc2"
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "instance"])
+def test_a_patch_sees_nothing_beyond_its_field_but_through_a_normalisation_of_the_map(norm):
+    """Exactly nothing: the gradient there is zero. With instance normalisation every pixel moves mean and spread."""
+    torch.manual_seed(0)
+    network = PatchGAN(2, width=4, layers=2, norm=norm).eval()
+    field, x, b = ReceptiveField.of(network), torch.rand(3, 2, 64, 64), torch.rand(4, 2, 64, 64)
+    rows = network(x).shape[-1]
+    boxes = [field.box(*divmod(k, rows)) for k in range(rows**2)]
+    config = AttributionConfig(samples=8, refine=0)
+    patch = outside_boxes(explain(Logits(network, "patch", [3, 5]), x, b, config).values, [field.box(3, 5)])
+    grid = outside_boxes(explain(Logits(network, "grid"), x[:1], b, config).values, boxes)
+    if norm == "instance":
+        assert (patch > 0.01).all()
+        assert 0.01 < grid[0] < 0.9
+    else:
+        assert patch.tolist() == [0.0] * 3
+        assert grid.tolist() == [0.0]
+
+
+def test_the_share_outside_a_field_is_a_share():
+    """Values of one everywhere, patches of 4 x 4 on 8 x 8 pixels, the second half beyond the map."""
+    boxes = [(2, 6, 2, 6), (-2, 2, 6, 10)]
+    found = outside_boxes(-np.ones((1, 2, 3, 8, 8), np.float32), boxes)
+    assert found[0] == pytest.approx(1 - (16 + 4) / 128)
+    assert np.isnan(outside_boxes(np.zeros((1, 2, 3, 8, 8), np.float32), boxes)).all()
+
+
+def test_a_discriminator_without_a_receptive_field_is_explained_all_the_same(run, tiny_store):
+    translator = Translator.from_pretrained(run)
+    translator.method.discriminator = nn.Sequential(nn.Conv2d(2, 2, (3, 5)), nn.Flatten(), nn.Linear(2 * 30 * 28, 1))
+    explainer = Explainer(translator)
+    assert explainer.field is None
+    x = explainer.inputs(store_maps(MapStore(tiny_store), explainer.domains, [0, 1]))
+    found = explainer.explain(x, explainer.background(MapStore(tiny_store), [4, 6]).inputs)
+    assert found.completeness_error.max() < 1e-3, "it is linear"
 
 
 # --- probes
@@ -320,6 +370,34 @@ def test_removal_of_a_linear_model_is_known():
     assert (area(found["SHAP"]["insertion"]) > area(found["random"]["insertion"])).all()
 
 
+def test_removal_is_of_as_many_galaxies_as_there_are(run, tmp_path):
+    """Not of the first views, which are of the first galaxies. Gradient times difference is SHAP of a linear output."""
+    config = ExplainConfig(checkpoint=str(run), part="train", views=0, removal=5)
+    config.background.maps = 4
+    work = Work(config, torch.device("cpu"))
+    rows = work.removed()
+    assert len(rows) == 5
+    assert len(set(work.groups[rows])) == 5
+    assert len(set(work.groups[:5])) < 5
+    work.explainer.network = nn.Conv2d(2, 1, 32)  # one weight a pixel
+    shown = work.inputs(work.views)
+    found = work.removal(shown, explain(Logits(work.explainer.network), shown, work.background.inputs).values[:, 0])
+    for mode in ("deletion", "insertion"):
+        np.testing.assert_allclose(found["SHAP"][mode], found["gradient x difference"][mode], atol=1e-3)
+    assert (area(found["SHAP"]["deletion"]) < area(found["gradient"]["deletion"])).all()
+
+
+def test_compared_maps_have_the_same_stretch():
+    """The translated map of a page, and both of the page of differences, are drawn with the colours of the true one."""
+    true, mine = np.full((1, 8, 8), 10.0), np.full((1, 8, 8), 1000.0)
+    rows = [Row(n, m, np.ones((1, 8, 8)), 4.0, None, stretch=true) for n, m in (("true", true), ("mine", mine))]
+    figure = page(rows, ["hi"], ["Msun / kpc2"], "logit", "both")
+    images = [axis.images[0] for axis in figure.axes if axis.images and axis.images[0].get_cmap().name != "PuOr_r"]
+    maps = [image for image in images if image.get_array().shape == (8, 8)]
+    assert len(maps) >= 4, "the map and the map below the values, of both rows"
+    assert {image.norm.vmax for image in maps} == {10.0}
+
+
 # --- the command
 
 
@@ -384,7 +462,7 @@ def test_what_is_done_is_not_done_again(explained, run, tmp_path):
     before, times = contents(output), [part.stat().st_mtime_ns for part in parts]
     parts[1].unlink()
     shutil.rmtree(output / "values")
-    go(run, output, "--raw=[fits,npy]", "--pages=0")
+    go(run, output, "--raw=[fits,npy]", "--figures=false")
     after = contents(output)
     assert after.keys() == before.keys()
     for name in before:
@@ -413,7 +491,7 @@ def test_other_things_are_not_written_over(capsys, run, tmp_path):
 
 def test_what_does_not_add_up_is_refused_and_then_marked(capsys, run, tmp_path):
     output = tmp_path / "out"
-    strict = ["--attribution.tolerance=1e-6", "--attribution.refine=0", '--probes=["true"]', "--removal=0"]
+    strict = ["--attribution.tolerance=1e-6", "--attribution.refine=0", *PLAIN[:-1]]
     message = refused(capsys, run, output, *strict)
     assert "do not add up to the change in output within 1e-06" in message
     assert "--allow_incomplete true keeps them and marks them" in message
@@ -441,20 +519,21 @@ def test_the_patch_grid_is_explained_by_the_command(run, tmp_path):
         run,
         tmp_path / "out",
         "--what.explained=grid",
-        '--probes=["true"]',
+        *PLAIN[1:],
         "--views=2",
         "--raw=[npy]",
         "--attribution.refine=0",
-        "--allow_incomplete=true",
     )
     names = contents(tmp_path / "out")
     assert "patch_grid.png" in names
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "outside the receptive field of a patch: true 0.000 [0.000, 0.000]" in table, "batch normalisation is local"
     values = np.load(tmp_path / "out" / "values" / "true_outputs.npy", allow_pickle=False)
     assert values.shape == (2, 36, 2, 32, 32)
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(explained, run, tmp_path, repository):
+def test_two_processes_give_what_one_gives(run, tmp_path, repository):
     output = tmp_path / "two"
     environment = {
         **os.environ,
@@ -463,18 +542,16 @@ def test_two_processes_give_what_one_gives(explained, run, tmp_path, repository)
         "GLOO_SOCKET_IFNAME": "lo",
         "TQDM_DISABLE": "1",
     }
-    options = [
-        str(repository / "translate" / "explain.py"),
-        "--checkpoint",
-        str(run),
-        *QUICK,
-        "--raw=[npy]",
-        "--pages=0",
-    ]
-    options.append('--probes=["true", "translated"]')
+    options = ['--probes=["true", "translated"]', "--raw=[npy]", "--figures=false"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for launch, where in ((torchrun, output), ([sys.executable], tmp_path / "one")):
-        subprocess.run([*launch, *options, "--output", str(where)], env=environment, check=True, capture_output=True)
+    script = [str(repository / "translate" / "explain.py"), "--checkpoint", str(run), "--output", str(output)]
+    subprocess.run([*torchrun, *script, *QUICK, *options], env=environment, check=True, capture_output=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as each of the two has: sums in another order differ in the last digit
+    try:
+        go(run, tmp_path / "one", *options)
+    finally:
+        torch.set_num_threads(threads)
     facts = [json.loads((folder / "summary.json").read_text()) for folder in (output, tmp_path / "one")]
     assert [fact.pop("processes") for fact in facts] == [2, 1]
     assert facts[0] == facts[1]
@@ -488,18 +565,35 @@ def test_two_processes_give_what_one_gives(explained, run, tmp_path, repository)
 # --- bad input
 
 
-def test_a_generator_only_export_says_how_to_get_a_discriminator(capsys, run, tmp_path):
+def test_a_generator_only_export_says_how_to_get_a_discriminator(capsys, run, tiny_store, tmp_path):
     folder = shutil.copytree(run / "checkpoints" / "step_0000060", tmp_path / "export")
     weights = load_file(folder / "model.safetensors")
     kept = {name: value for name, value in weights.items() if name.startswith("generator.")}
     save_file(kept, folder / "model.safetensors")
-    for _ in range(2):
-        message = refused(capsys, folder, tmp_path / "out")
-        assert "holds no weights of the discriminator: it was exported for inference, with the generator" in message
-        assert "RUN/checkpoints/step_…" in message
-        assert "--of generator" in message
-        (folder / "model.safetensors").unlink(missing_ok=True)  # an export may keep the average alone
+    message = refused(capsys, folder, tmp_path / "out")
+    assert "holds no weights of the discriminator: it was exported for inference, with the generator alone" in message
+    assert "RUN/checkpoints/step_…" in message
     assert not (tmp_path / "out").exists()
+    # Both ways that the message names work, and the generator is the one of the whole checkpoint.
+    assert "explain the generator of this one (--what.of generator)" in message
+    found = []
+    for checkpoint in (folder, run):
+        explainer = Explainer.from_pretrained(checkpoint, WhatConfig(of="generator", pixel=[10, 20]))
+        x = explainer.inputs(store_maps(MapStore(tiny_store), ["gas"], [0]))
+        background = explainer.background(MapStore(tiny_store), [2, 8]).inputs
+        found.append(explainer.explain(x, background, AttributionConfig(samples=16)).values)
+    np.testing.assert_array_equal(*found)
+    go(folder, tmp_path / "out", "--what.of=generator", "--what.pixel=[16,16]", "--views=1", *PLAIN)
+    assert set(read_maps(tmp_path / "out" / "values" / "true.fits")) == {"shap_gas"}
+
+
+def test_an_export_that_lost_half_of_its_discriminator_is_damaged(run, tmp_path):
+    folder = shutil.copytree(run / "checkpoints" / "step_0000060", tmp_path / "export")
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if name.startswith("discriminator.") and name.endswith(".weight"))
+    save_file({name: value for name, value in weights.items() if name != lost}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="the weights do not fit the networks"):
+        Explainer.from_pretrained(folder, WhatConfig(of="generator"))
 
 
 def test_an_empty_background_is_refused(capsys, run, tiny_store, tmp_path):
@@ -528,9 +622,9 @@ def test_a_background_from_another_domain_is_refused(capsys, run, tiny_store, tm
 def test_a_background_from_a_file_is_taken(run, tiny_store, tmp_path):
     path = tmp_path / "pairs.fits"
     write_maps(path, store_maps(MapStore(tiny_store), ["gas", "hi"], [0, 1, 2]))
-    go(run, tmp_path / "out", f"--background.file={path}", '--probes=["true"]', "--removal=0")
+    go(run, tmp_path / "out", f"--background.file={path}", *PLAIN)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["background"]["background"] == f"3 maps of {path}"
+    assert summary["background"]["background"] == "3 maps of pairs.fits"
 
 
 @pytest.fixture(scope="module")
@@ -551,13 +645,16 @@ def large_store(tiny_simulation, tmp_path_factory):
 
 
 def test_maps_larger_than_the_training_are_refused_or_cropped(capsys, run, large_store, tmp_path):
-    message = refused(capsys, run, tmp_path / "out", f"--store={large_store}")
+    message = refused(capsys, run, tmp_path / "out", f"--store={large_store}", "--quantiles=[hi]")
     assert "maps of 48 x 48 pixels are larger than the 32 x 32 that the network was trained on" in message
     assert "--crop true" in message
     assert not (tmp_path / "out").exists()
-    go(run, tmp_path / "out", f"--store={large_store}", "--crop=true", '--probes=["true"]', "--removal=0")
+    go(run, tmp_path / "out", f"--store={large_store}", "--crop=true", "--quantiles=[hi]", *PLAIN)
     found = read_maps(tmp_path / "out" / "values" / "true.fits")["shap_hi"]
     assert found.values.shape[1:] == (32, 32)
+    go(run, tmp_path / "both", f"--background.file={large_store}", "--crop=true", *PLAIN)
+    plan = json.loads((tmp_path / "both" / "plan.json").read_text())
+    assert plan["background"]["maps"] == len(MapStore(large_store).catalogue())
 
 
 def test_a_crop_keeps_the_middle_and_the_scale():
@@ -583,3 +680,116 @@ def test_maps_of_other_domains_or_blank_ones_are_refused(run, tiny_store):
     blank[1, 3, 3] = np.nan
     with pytest.raises(MapError, match="1 of 2 maps of 'hi' hold values that are not finite"):
         explainer.inputs({"gas": maps["gas"], "hi": Maps(blank, "hi", "Msun / kpc2")})
+
+
+# --- which stores
+
+
+@pytest.fixture(scope="module")
+def with_holes(tiny_store, tmp_path_factory):
+    """The tiny store without its second galaxy, which could not be read."""
+    whole = MapStore(tiny_store)
+    records = list(whole.records())
+    lost = sorted({record.galaxy for record in records})[1]
+    path = tmp_path_factory.mktemp("holes") / "maps.zarr"
+    store = MapStore.create(path, units=whole.units, views=whole.views, pixels=32, shard_views=whole.shard_views)
+    for shard in range(store.shards):
+        rows = set(store.shard_rows(shard))
+        kept = [record for record in records if record.view in rows and record.galaxy != lost]
+        gone = [record for record in records if record.view in rows and record.galaxy == lost]
+        failures = (
+            [Failure(lost, tuple(record.view for record in gone), "OSError", "the file is cut short")] if gone else []
+        )
+        maps = {domain: whole.maps(domain, [record.view for record in kept]) for domain in whole.units}
+        store.write_shard(shard, maps, kept, failures)
+    return path, lost
+
+
+def trained_on(run, folder, store):
+    """A copy of the run which says that it was trained on another store."""
+    folder = shutil.copytree(run / "checkpoints" / "step_0000060", folder)
+    facts = json.loads((folder / "translation.json").read_text())
+    facts["provenance"] |= {"store": store, "fingerprint": fingerprint(open_stores(store))}
+    (folder / "translation.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_a_store_with_galaxies_missing_is_explained(run, tiny_store, with_holes, tmp_path):
+    """The first view after the gap has the maps and the values that it has in the whole store."""
+    path, lost = with_holes
+    checkpoint = trained_on(run, tmp_path / "run", str(path))
+    go(checkpoint, tmp_path / "out", "--views=0", "--raw=[npy]", *PLAIN)
+    catalogue = MapStore(path).catalogue()
+    assert lost not in set(catalogue["galaxy"])
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    train = split_views(catalogue, Split())["train"]
+    assert plan["views"] == train.tolist()
+    assert set(plan["background"]["views"]) <= set(train)
+    after = int(train[train > train[np.argmax(np.diff(train) > 1)]][0])
+    explainer = Explainer.from_pretrained(checkpoint)
+    maps = store_maps(MapStore(tiny_store), ["gas", "hi"], [after])
+    background = store_maps(MapStore(tiny_store), ["gas", "hi"], plan["background"]["views"])
+    wanted = explainer.explain(
+        explainer.inputs(maps), explainer.inputs(background), AttributionConfig(samples=16, tolerance=0.2), keys=[after]
+    )
+    found = np.load(tmp_path / "out" / "values" / "true_shap_hi.npy")[train.tolist().index(after)]
+    np.testing.assert_allclose(found, wanted.values[0, 0, 1], rtol=1e-3, atol=1e-7)
+
+
+def test_several_stores_are_explained_as_one(run, tiny_store, with_holes, tmp_path):
+    """As the training data: views are numbered through, and a galaxy in both stores counts once."""
+    stores = [str(tiny_store), str(with_holes[0])]
+    checkpoint = trained_on(run, tmp_path / "run", stores)
+    go(checkpoint, tmp_path / "out", "--views=0", *PLAIN)
+    both = open_stores(stores)
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["views"] == split_views(both.catalogue(), Split())["train"].tolist()
+    assert max(plan["views"]) >= MapStore(tiny_store).views, "views of the second store"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["store"] == stores
+    assert (
+        summary["background"]["background"]
+        == "4 true training views with signal in every domain of maps.zarr, maps.zarr"
+    )
+    go(run, tmp_path / "given", f"--store={json.dumps(stores)}", *PLAIN)
+    assert json.loads((tmp_path / "given" / "summary.json").read_text())["store"] == stores
+
+
+def test_a_store_that_was_built_anew_since_the_training_is_said_to_be(run, tiny_store, tmp_path):
+    folder = trained_on(run, tmp_path / "run", str(tiny_store))
+    facts = json.loads((folder / "translation.json").read_text())
+    facts["provenance"]["fingerprint"] = "0" * 64
+    (folder / "translation.json").write_text(json.dumps(facts))
+    with pytest.warns(UserWarning, match="is not as it was at the training"):
+        Work(ExplainConfig(checkpoint=str(folder), part="train"), torch.device("cpu"))
+
+
+def test_quantiles_of_what_the_store_lacks_are_refused_before_the_work(capsys, run, tmp_path):
+    message = refused(capsys, run, tmp_path / "out", "--quantiles=[entropy]")
+    assert "unknown domain 'entropy'" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_that_is_not_whole_is_refused(capsys, run, tiny_store, tmp_path):
+    whole = MapStore(tiny_store)
+    MapStore.create(tmp_path / "part.zarr", units=whole.units, views=whole.views, pixels=32, shard_views=8)
+    message = refused(capsys, run, tmp_path / "out", f"--store={tmp_path / 'part.zarr'}")
+    assert "is not finished" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_size_of_the_training_maps_is_in_the_checkpoint(run, tiny_store, large_store, tmp_path):
+    """And where an old checkpoint lacks it and its store is gone, that is said."""
+    assert Explainer.from_pretrained(run).pixels == 32
+    folder = trained_on(run, tmp_path / "run", str(tiny_store))
+    facts = json.loads((folder / "translation.json").read_text())
+    assert facts["provenance"]["pixels"] == 32
+    facts["provenance"]["store"] = str(tmp_path / "gone.zarr")
+    (folder / "translation.json").write_text(json.dumps(facts))
+    explainer = Explainer.from_pretrained(folder)
+    with pytest.raises(AttributionError, match="larger than the 32 x 32"):
+        explainer.inputs(store_maps(MapStore(large_store), ["gas", "hi"], [0]))
+    del facts["provenance"]["pixels"]
+    (folder / "translation.json").write_text(json.dumps(facts))
+    with pytest.warns(UserWarning, match="neither the checkpoint nor a store of its training says how large"):
+        assert Explainer.from_pretrained(folder).pixels is None

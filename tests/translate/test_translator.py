@@ -115,13 +115,8 @@ def test_averaged_weights_are_taken_unless_told_otherwise(run, gas, translator):
 def test_a_checkpoint_says_what_it_was_trained_on(run, tiny_store):
     said = Translation.read(run / "checkpoints" / "step_0000040")
     assert said.provenance["store"] == str(tiny_store)
-    assert said.provenance["split"] == {
-        "train": 0.5,
-        "validation": 0.2,
-        "test": 0.3,
-        "seed": 0,
-        "by": "order",
-    }
+    assert said.provenance["split"] == {"train": 0.5, "validation": 0.2, "test": 0.3, "seed": 0, "by": "order"}
+    assert said.provenance["pixels"] == 32
     assert said.provenance["seed"] == 0
     assert len(said.provenance["fingerprint"]) == 64
     assert said.source[0].unit == said.target[0].unit == UNIT

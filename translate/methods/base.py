@@ -25,6 +25,11 @@ class TranslationMethod(Method):
         super().__init__()
         self.source_channels, self.target_channels = source_channels, target_channels
 
+    @property
+    def discriminators(self) -> tuple[str, ...]:
+        """Names of the players that judge maps: training needs them, translating does not."""
+        return tuple(player for player in self.players if "discriminator" in player)
+
     @abc.abstractmethod
     def translate(self, source: Tensor) -> Tensor:
         """Scaled source maps (batch, source_channels, h, w) to scaled target maps (batch, target_channels, h, w)."""
