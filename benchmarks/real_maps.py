@@ -209,12 +209,11 @@ def nvss(limit: int) -> tuple[list[list[Panel]], list[Claim]]:
                     for title, values in shown
                 ]
             )
-    median, low, high = bootstrap(np.array(beam))
+    median, low, _ = bootstrap(np.array(beam))
     without, _, top = bootstrap(np.array(pixels))
     claims = [
         Claim(f"FIRST → NVSS, median correlation over {len(beam)} sources", median, "> pixels alone", low > top),
         Claim("the same, lower end of the 95 % interval", low, "≥ 0.95", low >= 0.95),
-        Claim("the same, upper end", high, "≤ 1", high <= 1),
         Claim("FIRST rebinned without the beam, median correlation", without, "< with the beam", top < low),
     ]
     return rows, claims
@@ -284,7 +283,8 @@ def write_results(figures: dict[str, list[Any]], claims: list[Claim], folder: Pa
         "(45 arcsec) of the same sources, each over its peak: the public images have 8 bits and lost their flux "
         "scale, so shapes alone are compared.",
         "sdss": "KiDS images through the matching kernel onto the pixels of SDSS, beside the real SDSS r images. "
-        "Positions were fitted (each image was cut out apart).",
+        "Positions were fitted (each image was cut out apart). The mock cores are too faint and their surroundings too "
+        "bright by some σ: the images of stars that come with these galaxies are no perfect match of the two surveys.",
     }
     titles = {
         "domains": "Every domain of real particles",
