@@ -1,12 +1,14 @@
 """Tiny API cutouts, in the layout of the files that the TNG web service sends."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+
+from skyshift.datasets import domains
 
 SCALE_FACTOR, HUBBLE, BOX = 0.5, 0.6774, 75000.0
 DARK_MASS = 5.05574296e-04  # 1e10 Msun/h, TNG100-1
@@ -134,3 +136,14 @@ def arrays_of_a_cutout() -> Callable[..., Arrays]:
 def write_cutout() -> Callable[..., Path]:
     """See :func:`write_cutout_file`."""
     return write_cutout_file
+
+
+@pytest.fixture(autouse=True)
+def own_domains() -> Iterator[None]:
+    """The table of domains as it was, after each test: a test that loads its own leaves none behind."""
+    before = dict(domains.DOMAINS)
+    yield
+    domains.DOMAINS.clear()
+    domains.DOMAINS.update(before)
+    domains._ORIGINS.clear()
+    domains._LOADED.clear()

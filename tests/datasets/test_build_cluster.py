@@ -278,7 +278,7 @@ def test_a_stranger_cannot_reach_the_workers_of_a_local_build():
         assert client.submit(sum, [1, 2]).result(timeout=30) == 3
         with pytest.raises((TypeError, OSError, ValueError)):
             Client(address, timeout=3, set_as_default=False)
-        with pytest.raises(OSError, match="Timed out"):
+        with pytest.raises(OSError, match=r"Timed out|reset|closed"):  # as the socket happens to say
             Client(address.replace("tls://", "tcp://"), timeout=3, set_as_default=False)
 
 

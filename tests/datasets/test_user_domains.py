@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +28,6 @@ DOMAINS = [
 ]
 another = Domain("another", "Another", "Msun / kpc2", "gas", lambda g, r, v: g.particles["gas"].mass)
 """
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    """The table as it was, after each test."""
-    before = dict(DOMAINS)
-    yield
-    DOMAINS.clear()
-    DOMAINS.update(before)
-    domains._ORIGINS.clear()
-    domains._LOADED.clear()
 
 
 @pytest.fixture
