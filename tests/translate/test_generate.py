@@ -149,7 +149,7 @@ def test_an_interrupted_translation_goes_on_where_it_stopped(made, run, tiny_sto
     after = MapStore(output).maps("hi")
     assert MapStore(output).complete
     assert (after[marked.start : marked.stop] == 7.0).all()
-    # In the same process the same batch may round otherwise: matrix products depend on how memory happens to be aligned.
+    # In one process the same batch may round otherwise: matrix products depend on how memory happens to be aligned.
     np.testing.assert_allclose(after[rows.start :], wanted[rows.start :], rtol=0, atol=1e-5 * wanted.max())
     changed = {name for name, data in contents(output).items() if before.get(name) != data}
     assert len(changed) == 2  # the maps and the catalogue part of that shard
