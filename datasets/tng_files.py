@@ -188,7 +188,7 @@ def require_counts(file: h5py.File, kind: str, header: Header, partial: bool = F
     if count != claimed and not partial:
         raise SnapshotError(
             f"{file.filename}: the header counts {claimed} particles of type {number}, the arrays hold {count}. "
-            "The file is thinned or damaged; ask for a partial read to take it as it is (masses will not add up)."
+            "The file is thinned or damaged; ask for a partial read (partial: true of the source) to take it as it is (masses will not add up)."
         )
 
 
@@ -207,7 +207,7 @@ def read_group(
         if claimed and not partial:
             raise SnapshotError(
                 f"{file.filename}: the header counts {claimed} particles of type {number} but the file has no {name}; "
-                "ask for a partial read if it was thinned on purpose"
+                "ask for a partial read (partial: true of the source) if it was thinned on purpose"
             )
         return {}
     group = file[name]
@@ -266,7 +266,7 @@ def require_chunks(folder: Path, chunks: Mapping[int, Path], files: int, partial
     missing = [str(folder / f"{stem}.{i}.hdf5") for i in range(files) if i not in chunks]
     if missing and not partial:
         raise SnapshotError(
-            f"{len(missing)} of {files} chunks are missing, first {missing[0]}; fetch them, or ask for a partial read"
+            f"{len(missing)} of {files} chunks are missing, first {missing[0]}; fetch them, or ask for a partial read (partial: true of the source)"
         )
     return missing
 

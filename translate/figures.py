@@ -50,7 +50,15 @@ def comparison_figure(
             row += [
                 Panel(truth, f"{title}, simulated", maps.unit, colours, side, stretch=domain),
                 Panel(maps.values[i], f"{title}, translated", maps.unit, colours, side, stretch=domain),
-                Panel(maps.values[i] - truth, "Translated − simulated", maps.unit, "RdBu_r", side, signed=True),
+                Panel(
+                    maps.values[i] - truth,
+                    "Translated − simulated",
+                    maps.unit,
+                    "RdBu_r",
+                    side,
+                    stretch=f"{domain} difference",
+                    signed=True,
+                ),
             ]
         rows.append(row)
     return map_figure(rows, titles or next(iter(estimate.values())).names)

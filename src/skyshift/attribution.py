@@ -165,7 +165,7 @@ class Attribution:
             raise AttributionError(
                 f"{bad.sum()} of {len(error)} explanations ({self.explainer}) do not add up to the change in output "
                 f"within {tolerance:g} of it; the worst, {name}, misses {error[worst]:.3g} after {self.draws[worst]} "
-                "draws. Raise samples or refine, or the tolerance if you can live with it"
+                "draws. Raise samples or refine, or the tolerance if you can live with it, and name a new output"
             )
 
 
