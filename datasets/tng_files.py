@@ -188,7 +188,8 @@ def require_counts(file: h5py.File, kind: str, header: Header, partial: bool = F
     if count != claimed and not partial:
         raise SnapshotError(
             f"{file.filename}: the header counts {claimed} particles of type {number}, the arrays hold {count}. "
-            "The file is thinned or damaged; ask for a partial read (partial: true of the source) to take it as it is (masses will not add up)."
+            "The file is thinned or damaged; ask for a partial read (partial: true of the source) "
+            "to take it as it is (masses will not add up)."
         )
 
 
@@ -266,7 +267,8 @@ def require_chunks(folder: Path, chunks: Mapping[int, Path], files: int, partial
     missing = [str(folder / f"{stem}.{i}.hdf5") for i in range(files) if i not in chunks]
     if missing and not partial:
         raise SnapshotError(
-            f"{len(missing)} of {files} chunks are missing, first {missing[0]}; fetch them, or ask for a partial read (partial: true of the source)"
+            f"{len(missing)} of {files} chunks are missing, first {missing[0]}; fetch them, or ask for a "
+            "partial read (partial: true of the source)"
         )
     return missing
 
