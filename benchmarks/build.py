@@ -10,6 +10,7 @@ loses one of its two workers to SIGKILL, and its store is compared with the othe
 
 import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
 
+import logging
 import shutil
 import statistics
 import subprocess
@@ -24,10 +25,10 @@ from pathlib import Path
 
 import psutil
 import yaml
+from distributed import LocalCluster
 from report import RESULTS, ROOT, Claim, machine, parser, report
 
 from skyshift.datasets.build import build_store
-from skyshift.datasets.cluster import connect
 from skyshift.datasets.shards import BuildConfig, FieldOfView
 from skyshift.datasets.sources import SnapshotSource
 from skyshift.datasets.store import MapStore
@@ -59,6 +60,18 @@ def source(folder: Path, galaxies: int) -> SnapshotSource:
     return SnapshotSource(str(folder / "output"), 99)
 
 
+def workers_of_this_machine(count: int) -> LocalCluster:
+    """A cluster that several builds can use in turn; those that a build starts for itself let nobody else in."""
+    return LocalCluster(
+        n_workers=count,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,
+        silence_logs=logging.CRITICAL + 1,
+    )
+
+
 def alternate(config: BuildConfig, folder: Path, repeats: int) -> Timings:
     """Build with one worker and with two in turn, and once in this process.
 
@@ -66,8 +79,8 @@ def alternate(config: BuildConfig, folder: Path, repeats: int) -> Timings:
     """
     timings = Timings()
     with ExitStack() as stack:
-        clusters = {n: stack.enter_context(connect("", n, 3)).scheduler.address for n in (1, 2)}
-        second = stack.enter_context(connect("", 1, 3)).scheduler.address
+        clusters = {n: stack.enter_context(workers_of_this_machine(n)).scheduler_address for n in (1, 2)}
+        second = stack.enter_context(workers_of_this_machine(1)).scheduler_address
         warm = replace(config, rotations=1, source=replace(config.source, limit=4))
         for n, address in enumerate([*clusters.values(), second]):  # compile the projection in every worker
             build_store(replace(warm, store=str(folder / f"warm{n}.zarr"), scheduler=address), progress=False)

@@ -52,6 +52,11 @@ def _local(workers: int, retries: int) -> Iterator[Client]:
 def _remote(address: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=ANSWER_WITHIN, set_as_default=False)
+    except TypeError as error:  # distributed's word for a TLS address without keys
+        raise SkyshiftError(
+            f"the scheduler {address} cannot be reached ({error}); a tls:// address needs the keys of Dask's "
+            "configuration (distributed.comm.tls)"
+        ) from error
     except (OSError, ValueError) as error:
         raise SkyshiftError(
             f"the scheduler {address} does not answer within {ANSWER_WITHIN:g} s ({error}); start one (dask scheduler) "

@@ -23,6 +23,7 @@ from skyshift.datasets.cluster import connect
 from skyshift.datasets.shards import BuildConfig, FieldOfView
 from skyshift.datasets.sources import CutoutSource, SnapshotSource
 from skyshift.datasets.store import MapStore
+from skyshift.errors import SkyshiftError
 from skyshift.files import write_json
 
 FEW = {"gas": 10, "dm": 10, "stars": 10}
@@ -312,3 +313,10 @@ def test_a_scheduler_that_does_not_answer_is_named(capsys, tmp_path, tiny_simula
             assert time.monotonic() - begun < 20
             assert f"error: the scheduler {scheduler} does not answer within 1 s" in capsys.readouterr().err
     assert not MapStore(tmp_path / "maps.zarr").done_shards()
+
+
+def test_a_scheduler_that_wants_keys_is_said_to():
+    """A TLS address without keys in Dask's configuration: a message, not distributed's TypeError."""
+    with pytest.raises(SkyshiftError, match=r"tls://127\.0\.0\.1:9 cannot be reached .* needs the keys"):
+        with connect("tls://127.0.0.1:9", 1, 0):
+            pass
