@@ -21,7 +21,7 @@ from skyshift.translate.losses.adversarial import (
     require_adversarial,
     translator_loss,
 )
-from skyshift.translate.methods.base import TranslationMethod
+from skyshift.translate.methods.base import Noise, TranslationMethod
 from skyshift.translate.networks.patchgan import PatchGAN
 from skyshift.translate.networks.unet import UNet
 
@@ -61,7 +61,7 @@ class Pix2Pix(TranslationMethod):
 
     def share(self, networks: Mapping[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         """Translate once; both players judge the same map."""
-        return {"fake": networks["generator"](batch["source"]).float()}
+        return {"fake": self.finish(batch["source"], networks["generator"](batch["source"]))}
 
     def loss(
         self, player: str, networks: Mapping[str, nn.Module], batch: Batch, shared: Mapping[str, Tensor]
@@ -76,8 +76,10 @@ class Pix2Pix(TranslationMethod):
             logits = self.discriminator(torch.cat([source, fake], 1))
         adversarial = translator_loss(self.adversarial, logits)
         distance = (fake - target).abs().mean()
-        return adversarial + self.l1_weight * distance, {"l1": distance, "adversarial": adversarial}
+        physics, parts = self.physics_loss(fake, batch)
+        loss = adversarial + self.l1_weight * distance + physics
+        return loss, {"l1": distance, "adversarial": adversarial, **parts}
 
-    def translate(self, source: Tensor) -> Tensor:
+    def translate(self, source: Tensor, *, noise: Noise | None = None, calls: int | None = None) -> Tensor:
         """One pass of the generator."""
-        return self.generator(source).float()
+        return self.finish(source, self.generator(source))
