@@ -192,11 +192,11 @@ def test_the_real_radio_pairs_are_gathered_by_the_shipped_configuration(shared, 
     assert ran.returncode == 0, ran.stderr
     assert "413 of them in every domain, 1 blank" in ran.stdout
     store = MapStore(output)
-    assert (store.views, store.pixels, set(store.units.values())) == (412, 75, {"1"})
+    assert (store.views, store.pixels, set(store.units.values())) == (412, 72, {"1"})
     first, nvss = store.maps("first"), store.maps("nvss")
 
     def centroid(maps):
-        grid = np.arange(75) - 37.0
+        grid = np.arange(72) - 35.5
         return np.stack([(maps * g).sum((1, 2)) / maps.sum((1, 2)) for g in (grid, grid[:, None])])
 
     # The same sources at the same place: their centroids agree to a fraction of the NVSS beam (45 arcsec, 12.5 pixels)
