@@ -122,7 +122,11 @@ def judge(store: MapStore, runs: dict[str, Trained], seed: int) -> tuple[dict[st
     for name, estimate in maps.items():
         sharpens = name.startswith("NVSS")
         truth = first if sharpens else nvss
-        scores[name] = {"correlation": correlation(truth, estimate), "psnr": psnr(truth, estimate)}
+        scores[name] = {
+            "source": views.astype(np.float64),
+            "correlation": correlation(truth, estimate),
+            "psnr": psnr(truth, estimate),
+        }
         if sharpens:
             blurred = np.stack([gaussian_filter(image, BEAM_DIFFERENCE) for image in estimate])
             scores[name]["forward"] = correlation(nvss, peaked(blurred))
@@ -163,11 +167,17 @@ def figure(maps: dict[str, Array], chosen: list[int]) -> Figure:
 
 
 def claims_of(pooled: dict[str, dict[str, Array]]) -> list[Claim]:
-    """Each contestant against its baseline, paired by source."""
+    """Each contestant against its baseline, paired by source.
+
+    Args:
+        pooled: Name to metric to (entries,), over all seeds; ``source`` to (entries,) the view of each.
+    """
     made = []
 
     def better(winner: str, loser: str, metric: str) -> None:
-        value, low, high = bootstrap(pooled[winner][metric] - pooled[loser][metric], np.mean)
+        difference = pooled[winner][metric] - pooled[loser][metric]
+        _, source = np.unique(pooled[winner]["source"], return_inverse=True)
+        value, low, high = bootstrap(np.bincount(source, difference) / np.bincount(source), np.mean)
         name = f"{winner}, {metric} over {loser.partition(': ')[2]} (95 %: {low:+.3f} to {high:+.3f})"
         made.append(Claim(name, value, "> 0 with its interval", low > 0))
 
@@ -244,11 +254,11 @@ def main() -> None:
     sources = len(next(iter(per_seed[0].values()))["correlation"])
     text = (
         f"`python benchmarks/radio.py` made this page. {store.views} sources, split by object; {sources} of them are "
-        f"judged with each of {len(seeds)} seeds of weights and split (± is their standard deviation; a source may be in "
-        f"several test parts). {steps} steps each; one thread, two runs at a time ({machine()}). Both images of a source "
-        "are scaled to a peak of 1. Forward check: the estimate with the beam of the NVSS against the NVSS image that it "
-        "was made from. Claims: mean difference over sources and seeds, with its 95 % bootstrap interval over "
-        "source-seed pairs."
+        f"judged with each of {len(seeds)} seeds of weights and split (± is their standard deviation; a source may be "
+        f"in several test parts). {steps} steps each; one thread, two runs at a time ({machine()}). Both images of a "
+        "source are scaled to a peak of 1. Forward check: the estimate with the beam of the NVSS against the NVSS image "
+        "that it was made from. Claims: mean difference over sources, those of one source averaged over the seeds that "
+        "judge it, with its 95 % bootstrap interval over sources."
     )
     made_page = page(per_seed, claims, runs, text)
     print(made_page)
