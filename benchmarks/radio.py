@@ -257,8 +257,8 @@ def main() -> None:
         f"judged with each of {len(seeds)} seeds of weights and split (± is their standard deviation; a source may be "
         f"in several test parts). {steps} steps each; one thread, two runs at a time ({machine()}). Both images of a "
         "source are scaled to a peak of 1. Forward check: the estimate with the beam of the NVSS against the NVSS "
-        "image that it was made from. Claims: mean difference over sources, those of one source averaged over the seeds "
-        "that judge it, with its 95 % bootstrap interval over sources."
+        "image that it was made from. Claims: mean difference over sources, those of one source averaged over the "
+        "seeds that judge it, with its 95 % bootstrap interval over sources."
     )
     made_page = page(per_seed, claims, runs, text)
     print(made_page)

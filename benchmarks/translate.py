@@ -396,8 +396,8 @@ def main() -> None:
             sections += [
                 f"## {problem.name}",
                 "",
-                f"{len(problem.views('train'))} training maps; {len(problem.views('test'))} test maps of {groups} groups"
-                " that no method saw.",
+                f"{len(problem.views('train'))} training maps; {len(problem.views('test'))} test maps of {groups} "
+                "groups that no method saw.",
                 "",
                 *table(rows, runs),
                 "",
@@ -418,8 +418,9 @@ def main() -> None:
         f"shipped configuration, {len(seeds)} seeds of weights (± is their standard deviation), one thread a run, two "
         f"runs at a time ({machine()}). This is a small budget, a few minutes a run, and methods that learn "
         "slowly show it. Metrics are those of `translate/evaluate.py`, of single translations (single draws, where "
-        "draws differ); CRPS is over draws, of one translation it is its mean absolute error, both over the mean pixel "
-        "of the true maps. CycleGAN, CUT and FastCUT are trained without pairs. ms a map: one thread, loading included.",
+        "draws differ); CRPS is over draws, of one translation it is its mean absolute error, both over the mean "
+        "pixel of the true maps. CycleGAN, CUT and FastCUT are trained without pairs. ms a map: one thread, with "
+        "loading.",
         "",
         *sections,
         "| claim | value | bar | holds |",

@@ -1,6 +1,6 @@
 """Command: gather observed images into a store, one domain a survey, so that translations can learn from them.
 
-    python datasets/collect.py --config configs/datasets/radio_pairs.yaml
+    python datasets/collect.py --config configs/datasets/collect_radio.yaml
     python datasets/collect.py --config my.yaml --output data/mysurvey/maps.zarr
 
 Each domain's images stand in one NPZ file (arrays of images, names and, it may be, labels) or in files of one image
@@ -48,7 +48,7 @@ from skyshift.errors import SkyshiftError
 from skyshift.files import location
 from skyshift.naming import unknown
 
-DEFAULT_CONFIG = "datasets/radio_pairs.yaml"
+DEFAULT_CONFIG = "datasets/collect_radio.yaml"
 _FACE_ON = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 

@@ -79,7 +79,7 @@ def test_a_source_brings_its_own_defaults_along(repository, tmp_path):
     """Of the shipped configuration of cutouts: no least numbers of particles, which are those of a snapshot alone."""
     shipped = {}
     for path in sorted((repository / "configs/datasets").glob("*.yaml")):
-        if path.stem.startswith(("download", "observe")):  # of other commands
+        if path.stem.startswith(("download", "observe", "collect")):  # of other commands
             continue
         config, _ = parse(BuildConfig, ["--config", str(path)], None, "", (GalaxySource,))
         shipped[path.stem] = config.source
