@@ -3,10 +3,12 @@
     python translate/generate.py --checkpoint runs/gas_to_hi --input data/synthetic/maps.zarr --output hi.zarr
     python translate/generate.py --checkpoint runs/gas_to_hi --input s3://bucket/maps.zarr --output s3://bucket/hi.zarr
     python translate/generate.py --checkpoint runs/gas_to_hi --input galaxy.fits --output galaxy_hi.fits
+    accelerate launch translate/generate.py --checkpoint owner/name --input maps.zarr --output hi.zarr
 
-A store becomes a store with the same catalogue (labels, rotations, sides), built shard by shard: an interrupted run
-goes on where it stopped. FITS, HDF5 and NPY files become any of these; FITS keeps the cards of the source, its WCS
-among them. The output is float32 with units, written whole or not at all.
+A store becomes a store with the same catalogue (labels, rotations, sides), built shard by shard, shared out over the
+processes of a launch: an interrupted run goes on where it stopped, on as many processes as you like. FITS, HDF5 and NPY
+files become any of these; FITS keeps the cards of the source, its WCS among them. The output is float32 with units,
+written whole or not at all.
 """
 
 import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
@@ -25,6 +27,7 @@ from skyshift.command import command, parse
 from skyshift.datasets.formats import file_format, read_maps, write_maps
 from skyshift.datasets.formats_hdf5 import Layout
 from skyshift.datasets.store import MapStore, StoreError, ViewRecord
+from skyshift.engine import launch_state
 from skyshift.errors import SkyshiftError
 from skyshift.files import Location, location, reaching
 from skyshift.translate.data import fingerprint
@@ -36,7 +39,7 @@ class GenerateConfig:
     """A translation of many maps.
 
     Attributes:
-        checkpoint: A checkpoint, or a run (its last checkpoint is taken).
+        checkpoint: A checkpoint, a run (its last checkpoint is taken), or ``owner/name`` on the hub.
         input: A store (a folder, or an address such as ``s3://bucket/maps.zarr``), or a FITS, HDF5 or NPY file.
         output: A store (``.zarr``) or a file, by its suffix.
         domain: Domain of the maps of a file that does not say.
@@ -93,17 +96,28 @@ def translate_store(translator: Translator, store: MapStore, output: Location, c
     """
     store.require_complete()
     store.require_domains(translator.source)
-    plan = _plan(translator, store, checkpoint)
+    plan, launch = _plan(translator, store, checkpoint), launch_state()
+    with launch.main_process_first():
+        made = _begun(translator, store, output, plan)
+    records = {record.view: record for record in store.records()}
+    todo = [shard for shard in range(made.shards) if not made.is_done(shard)]
+    launch.wait_for_everyone()  # all have the same list before the first shard is written
+    mine = todo[launch.process_index :: launch.num_processes]
+    for shard in tqdm(mine, unit="shard", desc=str(output), disable=not launch.is_main_process):
+        rows = [view for view in made.shard_rows(shard) if view in records]
+        maps = {domain: stack.values for domain, stack in translator(store, rows).items()}
+        of_rows = [_flagged(records[view], maps, row) for row, view in enumerate(rows)]
+        made.write_shard(shard, maps, of_rows, store.failures(shard))
+    launch.wait_for_everyone()
+    return made
+
+
+def _begun(translator: Translator, store: MapStore, output: Location, plan: dict[str, Any]) -> MapStore:
+    """The new store: empty, or as far as an earlier run has filled it."""
     with reaching(output):
         there = output.exists()
-    if there:
-        made = MapStore(output)
-        if any(made.plan.get(key) != plan[key] for key in plan if key not in _PATHS):
-            raise StoreError(
-                f"{output} was made from another store or checkpoint; choose another output or delete this one"
-            )
-    else:
-        made = MapStore.create(
+    if not there:
+        return MapStore.create(
             output,
             units={channel.domain: channel.unit for channel in translator.translation.target},
             views=store.views,
@@ -112,13 +126,11 @@ def translate_store(translator: Translator, store: MapStore, output: Location, c
             labels=store.labels,
             plan=plan,
         )
-    records = {record.view: record for record in store.records()}
-    todo = [shard for shard in range(made.shards) if not made.is_done(shard)]
-    for shard in tqdm(todo, unit="shard", desc=str(output)):
-        rows = [view for view in made.shard_rows(shard) if view in records]
-        maps = {domain: stack.values for domain, stack in translator(store, rows).items()}
-        of_rows = [_flagged(records[view], maps, row) for row, view in enumerate(rows)]
-        made.write_shard(shard, maps, of_rows, store.failures(shard))
+    made = MapStore(output)
+    if any(made.plan.get(key) != plan[key] for key in plan if key not in _PATHS):
+        raise StoreError(
+            f"{output} was made from another store or checkpoint; choose another output or delete this one"
+        )
     return made
 
 
@@ -158,9 +170,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in (result, *beside):
             if path.exists():
                 raise SkyshiftError(f"{path} exists already; choose another output or delete it")
-    checkpoint = find_checkpoint(config.checkpoint)
+    launch = launch_state()
+    if result is not None and launch.num_processes > 1:
+        raise SkyshiftError(
+            f"{output} is one file, which {launch.num_processes} processes cannot share; write a store (.zarr), or "
+            "launch one process"
+        )
+    with launch.main_process_first():  # which fetches it, where it is on a hub
+        checkpoint = find_checkpoint(config.checkpoint)
     translator = Translator.from_pretrained(
         checkpoint,
+        device=launch.device if launch.num_processes > 1 else None,
         batch_size=config.batch_size,
         precision=config.precision,
         trust_remote_code=config.trust_remote_code,
@@ -179,7 +199,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_maps(result, maps, layout=config.layout)
         count = len(next(iter(maps.values())))
     units = ", ".join(f"{channel.domain} [{channel.unit}]" for channel in translator.translation.target)
-    print(f"{output}: {count} maps of {units}, {np.dtype(np.float32).name}")
+    if launch.is_main_process:
+        shared = f", by {launch.num_processes} processes" if launch.num_processes > 1 else ""
+        print(f"{output}: {count} maps of {units}, {np.dtype(np.float32).name}{shared}")
+    if launch.num_processes > 1:
+        launch.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.scaling import Scaling, scaling_from_dict
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
+from skyshift.translate.hub import download, is_hub_name
 from skyshift.translate.methods.base import TranslationMethod
 
 Precision = Literal["no", "bf16"]
@@ -123,15 +124,17 @@ class Translation:
 
 
 def find_checkpoint(folder: str | Path) -> Path:
-    """A checkpoint folder, or the last checkpoint of a run's folder.
+    """A checkpoint folder, the last checkpoint of a run's folder, or one fetched from the hub by ``owner/name``.
 
     Raises:
         CheckpointError: There is none.
     """
-    folder = Path(folder)
+    name, folder = str(folder), Path(folder)
     if (folder / "translation.json").is_file():
         return folder
     found = latest(folder)
+    if found is None and not folder.exists() and is_hub_name(name):
+        return download(name)
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint; train one with translate/train.py")
     return found

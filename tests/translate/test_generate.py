@@ -164,6 +164,41 @@ def test_an_interrupted_translation_goes_on_where_it_stopped(made, run, tiny_sto
     assert len(changed) == 2  # the maps and the catalogue part of that shard
 
 
+@pytest.mark.slow
+def test_two_processes_make_the_store_of_one_and_go_on_with_what_one_began(made, run, tiny_store, tmp_path, repository):
+    output = tmp_path / "two.zarr"
+    go(run, tiny_store, output)
+    begun = MapStore(output)
+    for shard in range(1, begun.shards):
+        begun.forget(shard)
+    kept = (output / "catalogue").stat().st_mtime_ns, begun.done_shards()
+    assert kept[1] == [0]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = ["--checkpoint", run, "--input", tiny_store, "--output", output]
+    environment = {
+        **os.environ,
+        **{"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TQDM_DISABLE": "1"},
+    }
+    result = subprocess.run(
+        [*torchrun, repository / "translate" / "generate.py", *options], env=environment, text=True, capture_output=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "float32, by 2 processes" in result.stdout
+    assert result.stdout.count(str(output)) == 1
+    assert MapStore(output).complete
+    assert MapStore(output).fingerprint == MapStore(made).fingerprint
+    # A file cannot be shared.
+    refused = subprocess.run(
+        [*torchrun, repository / "translate" / "generate.py", *options[:-1], tmp_path / "hi.fits"],
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
+    assert refused.returncode != 0
+    assert "is one file, which 2 processes cannot share" in refused.stderr
+    assert not (tmp_path / "hi.fits").exists()
+
+
 def test_a_finished_translation_is_left_alone(made, run, tiny_store):
     before = contents(made)
     go(run, tiny_store, made)
