@@ -56,8 +56,8 @@ def require_layers(layers: Sequence[int], count: int, network: str) -> None:
     """
     wrong = [layer for layer in layers if layer not in range(count)]
     if wrong or not layers:
-        what = f"no feature layer {wrong[0]}" if wrong else "no features without a layer"
-        raise SkyshiftError(f"there is {what}: this {network} has the layers 0 to {count - 1}.")
+        what = f"there is no feature layer {wrong[0]}" if wrong else "no feature layer is named"
+        raise SkyshiftError(f"{what}: this {network} has the layers 0 to {count - 1}.")
 
 
 def normalisation(name: Normalisation, channels: int) -> nn.Module:
