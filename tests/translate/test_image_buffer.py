@@ -20,7 +20,8 @@ def numbered(first, last):
 
 
 def returned(buffer, count, batch=1):
-    parts = [buffer(numbered(start, min(start + batch, count))) for start in range(0, count, batch)]
+    parts = [torch.empty(0, 1, 1, 1)]
+    parts += [buffer(numbered(start, min(start + batch, count))) for start in range(0, count, batch)]
     return torch.cat(parts).ravel().tolist()
 
 
