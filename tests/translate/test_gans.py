@@ -1,17 +1,10 @@
 """Regression, CycleGAN, CUT and FastCUT: their objectives and gradients, written out, and that they learn."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
-from accelerate.state import AcceleratorState, GradientState
-from safetensors.torch import load_file
 from torch import nn
 
-from skyshift.checkpoint import latest
 from skyshift.errors import SkyshiftError
 from skyshift.translate.methods.cut import CUT
 from skyshift.translate.methods.cyclegan import CycleGAN
@@ -20,8 +13,6 @@ from skyshift.translate.methods.regression import Regression
 from skyshift.translate.networks.patchgan import PatchGAN
 from skyshift.translate.networks.resnet import ResNet
 from skyshift.translate.networks.unet import UNet
-from skyshift.translate.train import main as train_command
-from skyshift.translate.translator import Translator
 
 KINDS = ("lsgan", "vanilla", "hinge")
 LAYERS = [0, 1, 2, 3]
@@ -137,7 +128,7 @@ def test_regression_learns_the_median_or_the_mean_of_what_a_source_allows():
             optimizer.step()
             optimizer.zero_grad()
         # The gradient of l1 jumps between -1/3 and 1/3 at its minimum: steps of 0.05/3.
-        assert float(method.generator.value) == pytest.approx(wanted, abs=0.02)
+        assert float(method.generator.value.detach()) == pytest.approx(wanted, abs=0.02)
 
 
 # --- CycleGAN
@@ -172,9 +163,11 @@ def test_the_discriminators_learn_from_the_buffers():
     assert int(method.buffer.seen) == int(method.buffer_back.seen) == 15
     batch = batch_of()
     shared = method.share(networks_of(method), batch)
-    assert not torch.equal(shared["judged"], shared["fake"])  # probability of this with no exchange 1/8, seed fixed
+    assert not torch.equal(shared["judged"], shared["fake"])  # some were exchanged
     loss, _ = method.loss("discriminator", networks_of(method), batch, shared)
-    judged, _ = adversarial_losses("lsgan", method.discriminator(batch["target"]), method.discriminator(shared["judged"]))
+    judged, _ = adversarial_losses(
+        "lsgan", method.discriminator(batch["target"]), method.discriminator(shared["judged"])
+    )
     assert float(loss.detach()) == pytest.approx(float(judged.detach()), rel=1e-6)
 
 
@@ -193,38 +186,64 @@ def discs(maps, size=16, generator=None):
     return torch.exp(-((x - draw(4, 12)) ** 2 + (y - draw(4, 12)) ** 2) / (2 * draw(1.5, 3) ** 2))
 
 
-def train(method, batches, rate=2e-3):
+class Affine(nn.Module):
+    """The smallest generator: gain · x + offset. Its one feature layer is the map itself."""
+
+    feature_channels = (1,)
+
+    def __init__(self, source, target):
+        super().__init__()
+        self.gain, self.offset = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, layers=None):
+        return self.gain * x + self.offset if layers is None else [x]
+
+
+def train(method, batches):
+    """The loop in small: all players step from the same weights. Yields after every step."""
     networks = networks_of(method)
-    optimizers = {p: torch.optim.Adam(net.parameters(), lr=rate, betas=(0.5, 0.999)) for p, net in networks.items()}
+    optimizers = [
+        torch.optim.Adam(net.parameters(), lr=2e-2 if "generator" in player else 5e-3, betas=(0.5, 0.999))
+        for player, net in networks.items()
+    ]
     for batch in batches:
         shared = method.share(networks, batch)
         for player in method.players:
             method.loss(player, networks, batch, shared)[0].backward()
-        for optimizer in optimizers.values():
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        yield
 
 
-@pytest.mark.parametrize("name", UNPAIRED)
-def test_it_learns_a_linear_relation_without_pairs(name):
-    """Targets are sources three times as bright; discs of one batch are never the same."""
-    method = UNPAIRED[name](generator=unet)
-    batches = ({"source": discs(8), "target": 3 * discs(8)} for _ in range(STEPS[name]))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cyclegan", {"cycle_weight": 2.0, "identity_weight": 0.0}),
+        ("cut", {"nce_layers": [0], "patches": 32}),
+        ("fastcut", {"nce_layers": [0], "patches": 32}),
+    ],
+)
+def test_it_learns_how_much_brighter_targets_are_without_pairs(name, options):
+    """Targets are three times as bright as sources, and no two discs are the same: the gain goes from 1 to 3.
+
+    Players of a game circle about its solution (here with an amplitude of some 15 %): the mean of the last steps is
+    judged.
+    """
+    method = UNPAIRED[name](generator=Affine, **options)
+    method.discriminator = PatchGAN(1, width=8, layers=1, norm="none")
     held = discs(32, generator=torch.Generator().manual_seed(1))
-
-    def error():
+    seen = []
+    with torch.no_grad():
+        assert float((method.translate(held) - held).abs().max()) == 0.0
+    for _ in train(method, ({"source": discs(8), "target": 3 * discs(8)} for _ in range(200))):
         with torch.no_grad():
-            return float((method.translate(held) - 3 * held).abs().mean())
-
-    before = error()
-    train(method, batches)
-    assert error() < before / 3
-    if name == "cyclegan":
-        with torch.no_grad():
-            assert float((method.translate_back(3 * held) - held).abs().mean()) < 0.3 * float(held.mean())
-
-
-STEPS = {"cyclegan": 250, "cut": 250, "fastcut": 250}
+            there = method.translate(held)
+            back = method.translate_back(3 * held) if name == "cyclegan" else held
+            seen.append([float((there - 3 * held).abs().mean()), float((back - held).abs().mean())])
+    error, error_back = torch.tensor(seen[-50:]).mean(0) / held.mean()
+    assert error < 0.35 * 2  # it was 2
+    assert error_back < 0.35 * 2
 
 
 # --- CUT
@@ -292,19 +311,16 @@ def test_physics_and_conservation_reach_the_generator(name):
         {"total": estimate.mean().detach()},
     )
     torch.manual_seed(5)
-    if hasattr(method, "buffer"):  # as it was
-        method.buffer.seen.zero_(), method.buffer_back.seen.zero_()
     found, logs = gradients(method, batch)
     estimate = method.translate(batch["source"])
     assert logs["total"] == pytest.approx(float(estimate.detach().mean()), rel=1e-5)
-    network = getattr(method, player)
-    extra = {f"{player}.{key}": found[f"{player}.{key}"] - plain[f"{player}.{key}"] for key, _ in network.named_parameters()}
-    added = [f"{player}.{key}" for key, _ in network.named_parameters() if not key.startswith("back.")]
-    part = network.there if name == "cyclegan" else network
+    # Of a pair of generators, the one that makes the estimate.
+    part, prefix = (method.generators.there, "generators.there") if name == "cyclegan" else (method.generator, player)
     wanted = torch.autograd.grad(2.0 * (estimate.mean() - batch["source"].mean()) ** 2, list(part.parameters()))
-    scale = max(float(found[key].abs().max()) for key in added)
-    for key, gradient in zip(added, wanted, strict=True):
-        torch.testing.assert_close(extra[key], gradient, rtol=1e-3, atol=1e-5 * scale)
+    for (key, _), gradient in zip(part.named_parameters(), wanted, strict=True):
+        extra = found[f"{prefix}.{key}"] - plain[f"{prefix}.{key}"]
+        # A difference of float32 gradients, which the cycle makes some ten times larger.
+        torch.testing.assert_close(extra, gradient, rtol=1e-3, atol=1e-5 * float(plain[f"{prefix}.{key}"].abs().max()))
 
     def keep_total(source, estimate):
         return estimate + (source.mean((1, 2, 3)) - estimate.mean((1, 2, 3)))[:, None, None, None]
