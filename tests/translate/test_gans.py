@@ -44,7 +44,11 @@ def cut(kind=CUT, sources=1, targets=1, generator=resnet, **options):
     return kind(sources, targets, generator=generator, discriminator=judge, **options)
 
 
-UNPAIRED = {"cyclegan": cyclegan, "cut": cut, "fastcut": lambda *rest, **options: cut(FastCUT, *rest, **options)}
+UNPAIRED = {
+    "cyclegan": cyclegan,
+    "cut": lambda *channels, **options: cut(CUT, *channels, **options),
+    "fastcut": lambda *channels, **options: cut(FastCUT, *channels, **options),
+}
 
 
 def networks_of(method):
@@ -173,7 +177,7 @@ def test_the_discriminators_learn_from_the_buffers():
 
 def test_cyclegan_goes_both_ways_between_any_channels():
     method, batch = cyclegan(2, 3, identity_weight=0.0), batch_of(1, 2, 3)
-    _, logs = gradients(method, batch)  # a batch of one
+    _, logs = gradients(method, batch)
     assert "identity" not in logs
     assert method.translate(batch["source"]).shape == (1, 3, 16, 16)
     assert method.translate_back(batch["target"]).shape == (1, 2, 16, 16)
@@ -343,6 +347,14 @@ def test_no_player_learns_from_anothers_loss(name):
         moved = {key.split(".")[0] for key, p in method.named_parameters() if p.grad is not None and p.grad.any()}
         assert moved == {player}
     assert all(p.requires_grad for p in method.parameters())
+
+
+@pytest.mark.parametrize("name", UNPAIRED)
+def test_a_batch_of_one_map_of_any_size_is_enough(name):
+    method, batch = UNPAIRED[name](2, 2), {"source": torch.rand(1, 2, 19, 23), "target": torch.rand(1, 2, 19, 23)}
+    found, _ = gradients(method, batch)
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+    assert method.translate(batch["source"]).shape == (1, 2, 19, 23)
 
 
 class Featureless(nn.Conv2d):

@@ -7,6 +7,9 @@ the source at the same place than to those of 255 other places (:mod:`skyshift.t
 of two linear layers projects the features; y to G(y) is the identity term. λ_NCE = 1, layers from the input to the
 residual blocks, 256 places, τ = 0.07 as published. Without the identity term only the first L_NCE remains, not halved.
 
+The contrast of features hardly sees how bright a map is: amplitudes, and totals with them, are learnt from D alone.
+Where they come out wrong, lower λ_NCE.
+
 The encoder reads translated maps as it reads sources: both need the same number of channels. G and H minimise the same
 L_NCE, each with the other's weights held; the keys carry no gradient to either. All players step together, from the
 same weights, where the original lets D move first. Places and flips are drawn by each process for itself.
