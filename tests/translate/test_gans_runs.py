@@ -97,7 +97,7 @@ def test_a_resumed_run_is_bit_for_bit_the_same(kind, tiny_store, tmp_path):
 
 
 TINY = [
-    *("--training.steps=3", "--training.batch_size=2", "--training.sample_every=2", "--training.log_every=1"),
+    *("--training.steps=3", "--training.batch_size=2", "--training.log_every=1"),
     *("--data.build=", "--data.split={train: 0.5, validation: 0.2, test: 0.3, seed: 0}"),
     *("--evaluation=false", "--method.init_args.generator.init_args.width=4"),
 ]
@@ -106,9 +106,10 @@ TINY = [
 @pytest.mark.parametrize("name", ["regression", "cyclegan", "cut", "fastcut"])
 def test_the_shipped_configuration_trains_and_translates(name, tiny_store, tmp_path, repository):
     config = repository / "configs" / "translate" / f"{name}.yaml"
-    train_command(["--config", str(config), "--data.store", str(tiny_store), "--output", str(tmp_path / "run"), *TINY])
+    sample = f"--training.sample_every={2 if name == 'cyclegan' else 0}"
+    options = ["--data.store", str(tiny_store), "--output", str(tmp_path / "run"), *TINY, sample]
+    train_command(["--config", str(config), *options])
     assert f"output: runs/{name}\n" in config.read_text()
-    assert (tmp_path / "run" / "samples" / "step_0000002.png").is_file()
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     translator = Translator.from_pretrained(tmp_path / "run")
@@ -118,6 +119,7 @@ def test_the_shipped_configuration_trains_and_translates(name, tiny_store, tmp_p
     assert np.isfinite(maps.values).all()
     assert maps.values.min() >= 0
     if name == "cyclegan":
+        assert (tmp_path / "run" / "samples" / "step_0000002.png").is_file()
         _without_buffers(latest(tmp_path / "run"))
         again = Translator.from_pretrained(tmp_path / "run")(MapStore(tiny_store), [0, 1])["hi"]
         np.testing.assert_array_equal(again.values, maps.values)
