@@ -139,9 +139,10 @@ class CUT(TranslationMethod):
 
     def _nce(self, projection: nn.Module, queries: list[Tensor], shared: Mapping[str, Tensor]) -> Tensor:
         """Mean over layers; over the maps too, so that sources and targets count one half each."""
+        queries = projection(queries)  # first: autocast would keep the weights that it casts without gradients
         with torch.no_grad():
             keys = self.projection([shared[f"key_{i}"] for i in range(len(queries))])
-        pairs = zip(projection(queries), keys, strict=True)
+        pairs = zip(queries, keys, strict=True)
         return torch.stack([patch_nce(query, key, self.temperature) for query, key in pairs]).mean()
 
     def translate(self, source: Tensor, *, noise: Noise | None = None, calls: int | None = None) -> Tensor:
