@@ -139,7 +139,7 @@ class CUT(TranslationMethod):
 
     def _nce(self, projection: nn.Module, queries: list[Tensor], shared: Mapping[str, Tensor]) -> Tensor:
         """Mean over layers; over the maps too, so that sources and targets count one half each."""
-        queries = projection(queries)  # first: autocast would keep the weights that it casts without gradients
+        queries = projection(queries)  # first, so that no cast of the weights made without gradients is reused
         with torch.no_grad():
             keys = self.projection([shared[f"key_{i}"] for i in range(len(queries))])
         pairs = zip(queries, keys, strict=True)
