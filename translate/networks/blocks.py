@@ -11,7 +11,7 @@ References:
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch.nn.functional as F
@@ -46,6 +46,18 @@ def require_at_least(what: str, value: int, least: int) -> None:
     """
     if value < least:
         raise SkyshiftError(f"{what} is {value}; it must be at least {least}.")
+
+
+def require_layers(layers: Sequence[int], count: int, network: str) -> None:
+    """Check the numbers of the layers whose features are wanted.
+
+    Raises:
+        SkyshiftError: There is none such, or none is named.
+    """
+    wrong = [layer for layer in layers if layer not in range(count)]
+    if wrong or not layers:
+        what = f"there is no feature layer {wrong[0]}" if wrong else "no feature layer is named"
+        raise SkyshiftError(f"{what}: this {network} has the layers 0 to {count - 1}.")
 
 
 def normalisation(name: Normalisation, channels: int) -> nn.Module:

@@ -7,11 +7,17 @@ There is no skip from input to output. With ``norm="instance"`` or ``"group"``, 
 of every map, the output knows little of the total of its input: where the total matters use ``norm="none"``
 or the U-Net, whose level 0 is not normalised.
 
+Layers whose features can be asked for: 0 the (padded) maps, 1 the first convolution, then each halving, then each
+residual block.
+
 References:
     Zhu, Park, Isola & Efros 2017, Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
     Networks, arXiv:1703.10593.
     Johnson, Alahi & Fei-Fei 2016, Perceptual Losses for Real-Time Style Transfer, arXiv:1603.08155.
 """
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -23,6 +29,7 @@ from skyshift.translate.networks.blocks import (
     normalisation,
     pad_to_multiple,
     require_at_least,
+    require_layers,
     require_name,
     upsample,
 )
@@ -95,6 +102,7 @@ class ResNet(nn.Module):
             nn.ReLU(),
         ]
         channels = width
+        ends, widths = [0, len(layers)], [in_channels, width]
         for _ in range(downsamplings):
             layers += [
                 _convolution(channels, 2 * channels, 3, 2, norm, padding),
@@ -102,7 +110,10 @@ class ResNet(nn.Module):
                 nn.ReLU(),
             ]
             channels *= 2
+            ends, widths = [*ends, len(layers)], [*widths, channels]
         layers += [ResidualBlock(channels, norm, padding) for _ in range(blocks)]
+        self._ends = [*ends, *range(ends[-1] + 1, ends[-1] + 1 + blocks)]
+        self.feature_channels = (*widths, *[channels] * blocks)
         for _ in range(downsamplings):
             layers += [
                 upsample(upsampling, channels, channels // 2, padding),
@@ -118,18 +129,29 @@ class ResNet(nn.Module):
             if isinstance(block, ResidualBlock):
                 initialise(block.body[3], scale=blocks**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Translate maps.
+    def forward(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Translate maps, or go only as far as the features of some layers.
 
         Args:
             x: (batch, in_channels, height, width), any size from 1 pixel.
+            layers: Numbers of the layers whose features are wanted instead of the translation.
 
         Returns:
-            (batch, out_channels, height, width), unlimited on both sides.
+            (batch, out_channels, height, width), unlimited on both sides; or for each layer (batch, channels, h, w) of
+            the padded maps, with its channels in ``feature_channels``.
+
+        Raises:
+            SkyshiftError: There is no such layer.
         """
         # Four pixels let the 7x7 convolutions reflect three; two on the coarse grid let the 3x3 reflect one.
         x, crop = pad_to_multiple(x, self.stride, self.padding, minimum=max(2 * self.stride, 4))
-        return crop(self.layers(x))
+        if layers is None:
+            return crop(self.layers(x))
+        require_layers(layers, len(self.feature_channels), "ResNet")
+        features = [x]
+        for start, end in list(pairwise(self._ends))[: max(layers)]:
+            features.append(self.layers[start:end](features[-1]))
+        return [features[layer] for layer in layers]
 
 
 def _convolution(

@@ -8,11 +8,15 @@ A normalisation per map divides out its amplitude, and with it the total mass of
 not normalised, in the encoder or the decoder: amplitude passes from the input over its skip to the output.
 The output is linear, since maps have no upper limit. Dropout is the noise of Isola et al. 2017.
 
+Layers whose features can be asked for: 0 the (padded) maps, l + 1 the encoder's level l.
+
 References:
     Ronneberger, Fischer & Brox 2015, U-Net, arXiv:1505.04597.
     Isola, Zhu, Zhou & Efros 2017, Image-to-Image Translation with Conditional Adversarial Networks,
     arXiv:1611.07004.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +31,7 @@ from skyshift.translate.networks.blocks import (
     normalisation,
     pad_to_multiple,
     require_at_least,
+    require_layers,
     require_name,
     upsample,
 )
@@ -82,6 +87,7 @@ class UNet(nn.Module):
         self.residual = residual
 
         channels = [width * min(2**level, MAX_WIDENING) for level in range(depth + 1)]
+        self.feature_channels = (in_channels, *channels)
         self.encoder = nn.ModuleList()
         before = in_channels
         for level, after in enumerate(channels):
@@ -102,26 +108,33 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(before, out_channels, 1)
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Translate maps.
+    def forward(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Translate maps, or go only as far as the features of some layers.
 
         Args:
             x: (batch, in_channels, height, width), any size from 1 pixel.
+            layers: Numbers of the layers whose features are wanted instead of the translation.
 
         Returns:
-            (batch, out_channels, height, width), unlimited on both sides.
+            (batch, out_channels, height, width), unlimited on both sides; or for each layer (batch, channels, h, w) of
+            the padded maps, with its channels in ``feature_channels``.
+
+        Raises:
+            SkyshiftError: There is no such layer.
         """
         h, crop = pad_to_multiple(x, self.stride, self.padding, minimum=2 * self.stride)
         # Channels last is up to a third faster on CPUs. Only the maps are laid out so: the weights stay
         # contiguous, which is how safetensors wants them.
-        h = h.to(memory_format=torch.channels_last)
-        skips: list[Tensor] = []
-        for level, block in enumerate(self.encoder):
-            h = block(F.avg_pool2d(h, 2) if level else h)
-            skips.append(h)
-        skips.pop()
+        features = [h.to(memory_format=torch.channels_last)]
+        if layers is not None:
+            require_layers(layers, len(self.feature_channels), "U-Net")
+        for level, block in enumerate(self.encoder[: None if layers is None else max(layers)]):
+            features.append(block(F.avg_pool2d(features[-1], 2) if level else features[-1]))
+        if layers is not None:
+            return [features[layer] for layer in layers]
+        h = features.pop()
         for up, block in zip(self.upsamplers, self.decoder, strict=True):
-            h = block(torch.cat([up(h), skips.pop()], dim=1))
+            h = block(torch.cat([up(h), features.pop()], dim=1))
         y = crop(self.head(h))
         return x + y if self.residual else y
 
