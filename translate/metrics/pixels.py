@@ -42,7 +42,9 @@ def one_point_distance(truth: ArrayLike, estimate: ArrayLike, softening: float) 
     Raises:
         SkyshiftError: The shapes differ.
     """
-    t, e = (np.sort(decades(m, softening).reshape(len(m), m[0].size if len(m) else 0)) for m in as_maps(truth, estimate))
+    t, e = (
+        np.sort(decades(m, softening).reshape(len(m), m[0].size if len(m) else 0)) for m in as_maps(truth, estimate)
+    )
     return np.abs(t - e).mean(axis=1)
 
 

@@ -152,7 +152,9 @@ def _inception(folder: str | Path) -> nn.Sequential:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
-        raise WeightsError("the Inception network is torch-fidelity's; install it: pip install torch-fidelity") from None
+        raise WeightsError(
+            "the Inception network is torch-fidelity's; install it: pip install torch-fidelity"
+        ) from None
     # torch-fidelity would unpickle the file whole; it is given a copy of the tensors that were read without that.
     copy = io.BytesIO()
     torch.save(_load("inception", path), copy)
