@@ -2,10 +2,10 @@
 
     python translate/evaluate.py --checkpoint runs/gas_to_hi
     python translate/evaluate.py --checkpoint runs/gas_to_hi --baselines '[runs/regression]' --metrics '[all]'
-    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 translate/evaluate.py --checkpoint runs/gas_to_hi
+    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 translate/evaluate.py --checkpoint runs/mine
 
-All metrics are computed on physical maps. PSNR, SSIM and MS-SSIM are on the linear stretch; their dynamic range L is the
-99.9 % quantile of the non-zero pixels of the training maps, one for all maps. LPIPS, Fréchet and kernel distances see
+All metrics are computed on physical maps. PSNR, SSIM and MS-SSIM are on the linear stretch; their dynamic range L is
+the 99.9 % quantile of the non-zero pixels of the training maps, one for all maps. LPIPS, Fréchet and kernel distances see
 maps in the checkpoint's scaling, as grey images in [-1, 1]. r(k) is averaged over wave numbers up to Nyquist and up to
 half of it, the error of P(k) up to half, in each map. Intervals are of bootstrap samples of galaxies, so that views of
 one galaxy do not count as independent.
@@ -246,8 +246,8 @@ def _notes(judge: Judge, groups: NDArray[np.int64], measured: Mapping[str, Any],
     count = len(np.unique(groups))
     others = [name for name, one in judge.translators.items() if not _known(judge, one) and one is not judge.main]
     notes = [
-        f"Physical maps, linear stretch; dynamic range L of PSNR, SSIM and MS-SSIM: {', '.join(ranges)} (99.9 % quantile "
-        "of the lit training pixels).",
+        f"Physical maps, linear stretch; dynamic range L of PSNR, SSIM and MS-SSIM: {', '.join(ranges)} (99.9 % "
+        "quantile of the lit training pixels).",
         f"Maps without signal, left out of all rows but that of what is seen where there is none: {', '.join(faint)}.",
         f"± is half of the {100 * options.level:g} % bootstrap interval over galaxies"
         + (f", which with {count} independent ones is rough." if count < 10 else "."),

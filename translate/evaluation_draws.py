@@ -19,8 +19,6 @@ References:
     doi:10.1175/JHM-D-14-0008.1.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,7 +33,7 @@ def calibrate(
     truth: NDArray[np.floating],
     draws: NDArray[np.floating],
     lit: NDArray[np.bool_],
-    views: Sequence[int] | NDArray[np.integer],
+    views: NDArray[np.integer],
     data_range: float,
 ) -> tuple[dict[str, Values], dict[str, Values]]:
     """Calibration of the draws of each map.

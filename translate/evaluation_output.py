@@ -1,6 +1,6 @@
 """What an evaluation leaves: the table, the summary, the values of every map, and the figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,16 @@ def write_evaluation(
     for domain, found in measured.items():
         unit = judge.store.units[domain]
 
-        def save(name: str, make: Callable[[], Figure], domain: str = domain) -> None:
-            with write_whole(output / (f"{name}_{domain}.png" if several else f"{name}.png")) as side:
-                make().savefig(side, dpi=130)
-
-        lines = found["curves"]
-        save("spectra", lambda lines=lines, unit=unit: spectra_figure(next(iter(lines.values()))["k"], lines, unit))
-        scores = result.scores[domain]
-        save("structure", lambda lines=lines, scores=scores, unit=unit: structure_figure(lines, scores, unit))
+        lines, end = found["curves"], f"_{domain}.png" if several else ".png"
+        _save(output / f"spectra{end}", spectra_figure(next(iter(lines.values()))["k"], lines, unit))
+        _save(output / f"structure{end}", structure_figure(lines, result.scores[domain], unit))
         if found["calibration"]:
-            save("calibration", lambda found=found: calibration_figure(found["calibration"]))
+            _save(output / f"calibration{end}", calibration_figure(found["calibration"]))
+
+
+def _save(path: Path, figure: Figure) -> None:
+    with write_whole(path) as side:
+        figure.savefig(side, dpi=130)
 
 
 def _write_maps(output: Path, result: Evaluation, judge: Judge, views: NDArray[np.int64]) -> None:
@@ -64,8 +64,7 @@ def _write_maps(output: Path, result: Evaluation, judge: Judge, views: NDArray[n
     some = judge.main(judge.store, views[chosen])
     names = next(iter(some.values())).names
     titles = [f"{name}\nr = {scores[row]:.3f}" for name, row in zip(names, chosen, strict=True)]
-    with write_whole(output / "maps.png") as side:
-        comparison_figure(judge.store, views[chosen], judge.main.source, some, titles).savefig(side, dpi=130)
+    _save(output / "maps.png", comparison_figure(judge.store, views[chosen], judge.main.source, some, titles))
 
 
 def spread(values: Values) -> NDArray[np.int64]:

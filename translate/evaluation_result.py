@@ -137,7 +137,7 @@ class Evaluation:
             if translator not in features:
                 continue
             x, y = features["truth"], features[translator]
-            lit = np.isfinite(x).all(axis=1)
+            lit = np.asarray(np.isfinite(x).all(axis=1))
             if kind == "network":
                 for name, distance in _DISTANCES.items():
                     if name in self.metrics:

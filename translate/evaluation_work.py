@@ -212,7 +212,7 @@ class Judge:
         """Everything that is measured on some views: per map, so that chunks can be joined (:func:`joined`)."""
         translated = {name: one(self.store, views) for name, one in self.translators.items()}
         drawn = {
-            name: one.draws(self.store, self.draws[name], views)
+            name: one.draws(self.store, self.draws[name], views)  # type: ignore[attr-defined]
             for name, one in self.translators.items()
             if self.draws.get(name, 0) > 1
         }
@@ -226,7 +226,7 @@ class Judge:
         estimates = self._estimates(channel, views, translated)
         scores = {name: measure(truth, maps, side, yardstick) for name, maps in estimates.items()}
         lit = ~yardstick.faint(next(iter(scores.values()))["true_total"])
-        found = {
+        found: dict[str, Any] = {
             "scores": scores,
             "lit": lit,
             "curves": {name: curves(truth[lit], maps[lit], yardstick) for name, maps in estimates.items()},
@@ -237,8 +237,8 @@ class Judge:
         for name, values in images.items():
             scores[name]["lpips"] = values
         for name, maps in drawn.items():
-            values, curve = calibrate(truth, maps[channel.domain], lit, views, yardstick.data_range)
-            scores[name].update(values)
+            rows, curve = calibrate(truth, maps[channel.domain], lit, views, yardstick.data_range)
+            scores[name].update(rows)
             found["calibration"][name] = curve
         return found
 

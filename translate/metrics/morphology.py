@@ -69,7 +69,7 @@ def centroid(maps: ArrayLike, inside: Mask | None = None) -> Values:
 def radii(maps: ArrayLike, shares: ArrayLike) -> Values:
     """Radii about the centre that hold given shares of the total in the inscribed circle.
 
-    The cumulated sum is taken pixel by pixel outwards and interpolated in area, so that half-pixel radii come out right.
+    The cumulated sum is taken pixel by pixel outwards and interpolated in area, so that half pixels come out right.
 
     Args:
         maps: (n, height, width).

@@ -1,7 +1,7 @@
 """The values of the pixels wherever they lie: the one-point distribution and the peaks.
 
-Values span decades, so they are compared as u = asinh(x / 2s) / ln 10: decades of x far above the softening s, linear and
-signed below it. The distance between the one-point distributions of two maps of N pixels is the first Wasserstein
+Values span decades, so they are compared as u = asinh(x / 2s) / ln 10: decades of x far above the softening s, linear
+and signed below it. The distance between the one-point distributions of two maps of N pixels is the first Wasserstein
 distance, which for equally many values is the mean difference of the sorted ones,
 
     W₁ = 1/N Σ_i |u_t(i) − u_e(i)|        [dex].
@@ -24,7 +24,7 @@ Values = NDArray[np.float64]
 
 
 def decades(values: ArrayLike, softening: float) -> Values:
-    """u of any array of values, in dex; ``softening`` in their unit."""
+    """Decades u of any array of values, in dex; ``softening`` in their unit."""
     return np.arcsinh(np.asarray(values, np.float64) / (2.0 * softening)) / np.log(10.0)
 
 

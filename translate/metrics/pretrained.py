@@ -1,9 +1,9 @@
 """Networks trained on photographs, found on this machine: what LPIPS and Fréchet distances see with.
 
 Their weights are looked for in a folder (``--weights``, else ``$SKYSHIFT_WEIGHTS``), then in torch's hub cache
-(``$TORCH_HOME/hub/checkpoints``). Nothing is downloaded: nodes of a cluster have no network, and an evaluation shall not
-depend on one. Files are safetensors with torchvision's names (``features.0.weight``, …) or the official ``.pth``, of
-which tensors alone are read (``weights_only``).
+(``$TORCH_HOME/hub/checkpoints``). Nothing is downloaded: nodes of a cluster have no network, and an evaluation must
+not depend on one. Files are safetensors with torchvision's names (``features.0.weight``, …) or the official ``.pth``,
+of which tensors alone are read (``weights_only``).
 
 Maps have one channel and no natural white: they go in stretched (:func:`stretched`), as grey images, enlarged
 bilinearly to 64 pixels where they are smaller, since the networks' strides need as many.
@@ -33,6 +33,7 @@ from skyshift.datasets.scaling import Scaling
 from skyshift.errors import SkyshiftError
 
 Network = Literal["alexnet", "squeezenet", "vgg16", "inception"]
+IMAGENET_MEAN, IMAGENET_DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LEAST = 64
 """Pixels on a side below which maps are enlarged."""
 
@@ -136,7 +137,7 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
 
 
 def _convolutions(network: str, folder: str | Path) -> nn.Sequential:
-    """torchvision's convolutional features of a network with its weights."""
+    """The convolutional features of a network of torchvision, with its weights."""
     path = find_weights(network, folder)
     maker = {"alexnet": "alexnet", "squeezenet": "squeezenet1_1", "vgg16": "vgg16"}[network]
     with torch.device("meta"):  # the classifier, by far the largest part, is never made
@@ -182,8 +183,6 @@ class Features(nn.Module):
         super().__init__()
         self.inception = network == "inception"
         self.layers = _inception(weights) if self.inception else _convolutions(network, weights)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
-        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -196,8 +195,9 @@ class Features(nn.Module):
             v = interpolate_bilinear_2d_like_tensorflow1x(127.5 * (x + 1), size=(299, 299), align_corners=False)
             x = (v - 128) / 128
         else:
-            x = ((x + 1) / 2 - self.mean) / self.deviation
-        return self.layers(x).mean(dim=(2, 3))
+            x = torchvision.transforms.functional.normalize((x + 1) / 2, IMAGENET_MEAN, IMAGENET_DEVIATION)
+        features: Tensor = self.layers(x)
+        return features.mean(dim=(2, 3))
 
 
 def perceptual_network(network: str, weights: str | Path = "") -> nn.Module:
@@ -250,4 +250,4 @@ def stretched(maps: NDArray[np.floating], scaling: Scaling, signed: bool = False
 def perceptual_distance(model: nn.Module, truth: Tensor, estimate: Tensor) -> NDArray[np.float64]:
     """LPIPS of every pair of images (n, 1, h, w), (n,)."""
     values: Any = model(truth.expand(-1, 3, -1, -1), estimate.expand(-1, 3, -1, -1))
-    return values.flatten().double().cpu().numpy()
+    return np.asarray(values.flatten().double().cpu().numpy())

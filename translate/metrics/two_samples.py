@@ -61,7 +61,7 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
     A, B = ((m - m.mean(axis=0)) / np.sqrt(len(m) - 1) for m in (a, b))
     product = A @ B.T
     if min(product.shape) > a.shape[1]:  # more maps than features: the same singular values from two triangles
-        product = np.linalg.qr(A, mode="r") @ np.linalg.qr(B, mode="r").T
+        product = np.linalg.qr(A)[1] @ np.linalg.qr(B)[1].T
     cross = np.linalg.svd(product, compute_uv=False).sum()
     return float(max(shift @ shift + (A**2).sum() + (B**2).sum() - 2.0 * cross, 0.0))
 
