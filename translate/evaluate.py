@@ -2,13 +2,13 @@
 
     python translate/evaluate.py --checkpoint runs/gas_to_hi
     python translate/evaluate.py --checkpoint runs/gas_to_hi --baselines '[runs/regression]' --metrics '[all]'
-    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 translate/evaluate.py --checkpoint runs/mine
+    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 translate/evaluate.py
 
 All metrics are computed on physical maps. PSNR, SSIM and MS-SSIM are on the linear stretch; their dynamic range L is
-the 99.9 % quantile of the non-zero pixels of the training maps, one for all maps. LPIPS, Fréchet and kernel distances see
-maps in the checkpoint's scaling, as grey images in [-1, 1]. r(k) is averaged over wave numbers up to Nyquist and up to
-half of it, the error of P(k) up to half, in each map. Intervals are of bootstrap samples of galaxies, so that views of
-one galaxy do not count as independent.
+the 99.9 % quantile of the non-zero pixels of the training maps, one for all maps. LPIPS, Fréchet and kernel distances
+see maps in the checkpoint's scaling, as grey images in [-1, 1]. r(k) is averaged over wave numbers up to Nyquist and up
+to half of it, the error of P(k) up to half, in each map. Intervals are of bootstrap samples of galaxies, so that views
+of one galaxy do not count as independent.
 
 Several processes share the views and give the numbers of one (:mod:`skyshift.translate.evaluation_work`).
 """

@@ -33,7 +33,7 @@ Rows = NDArray[np.int64]
 LEVEL = 0.68
 RESAMPLES = 400
 Distance = Callable[[Values, Values], float]
-_DISTANCES: dict[str, Distance] = {"frechet": frechet_distance, "kernel": lambda x, y: 1e3 * kernel_distance(x, y)}
+_DISTANCES: dict[str, Distance] = {"frechet": frechet_distance, "kernel": kernel_distance}
 _NONE = (float("nan"), float("nan"))
 SET_RESAMPLES = 50
 """At most so many samples for distances between sets, each of which takes milliseconds."""

@@ -92,7 +92,7 @@ class Networks:
         names = {
             "lpips": f"LPIPS ({NETWORKS[perceptual].title})",
             "frechet": f"FID ({title})" if inception else f"Fréchet distance ({title})",
-            "kernel": f"KID × 1000 ({title})" if inception else f"kernel distance × 1000 ({title})",
+            "kernel": f"KID ({title})" if inception else f"kernel distance ({title})",
         }
         for part, rows in (("perceptual", PRETRAINED[:1]), ("features", PRETRAINED[1:])):
             asked = [row for row in rows if row in metrics]

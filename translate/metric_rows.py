@@ -81,7 +81,7 @@ METRICS = (
     Metric("gini", f"Gini, {FAR}", median_size, -1, 4, "morphology"),
     Metric("m20", f"M20, {FAR}", median_size, -1, 4, "morphology"),
     Metric("frechet", "Fréchet distance", None, -1, 3, "distribution", default=False),
-    Metric("kernel", "kernel distance × 1000", None, -1, 3, "distribution", default=False),
+    Metric("kernel", "kernel distance", None, -1, 3, "distribution", default=False),
     Metric("c2st", "classifier two-sample test, AUC (0.5: alike)", None, -1, 3, "distribution", default=False),
     Metric("c2st_p", "classifier two-sample test, p-value", None, 1, 2, "distribution", default=False),
     Metric("coverage_68", "pixels in the central 68 % of the draws [%]", percent(mean), 0, 1, "calibration"),

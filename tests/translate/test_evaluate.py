@@ -22,7 +22,9 @@ from skyshift.translate.evaluate import main as evaluate_command
 from skyshift.translate.train import main as train_command
 
 SPLIT = {"train": 0.5, "validation": 0.2, "test": 0.3, "seed": 0}
-FILES = ["maps.csv", "maps.png", "spectra.png", "summary.json", "table.md"]
+FILES = ["maps.csv", "maps.parquet", "maps.png", "spectra.png", "structure.png", "summary.json", "table.md"]
+
+MAPWISE = [metric.name for metric in METRICS if metric.summary is not None]
 
 
 @pytest.fixture
@@ -147,7 +149,7 @@ def test_maps_without_signal_are_counted_apart(rng):
 def test_the_margin_over_a_baseline_is_taken_galaxy_by_galaxy():
     """A translator that is 1 dB better on each of 50 galaxies of very different difficulty: 1 dB, without a doubt."""
     hard = np.random.default_rng(0).normal(30, 10, 50)
-    flat = dict.fromkeys([metric.name for metric in METRICS], np.ones(50))
+    flat = dict.fromkeys(MAPWISE, np.ones(50))
     scores = {"mine": {**flat, "psnr": hard + 1}, "per-pixel mean": {**flat, "psnr": hard}}
     result = Evaluation("title", "notes", {"hi": scores}, np.arange(50))
     margin = result.margins("hi")["psnr"]
@@ -204,7 +206,7 @@ def result_of(**rows):
     for name, (psnr, total, correlation) in rows.items():
         r = {"correlation": correlation, "large_correlation": correlation}
         given = {"psnr": psnr, "total_error": total, **r}
-        scores[name] = {metric.name: np.full(3, given.get(metric.name, 0.5)) for metric in METRICS}
+        scores[name] = {row: np.full(3, given.get(row, 0.5)) for row in MAPWISE}
     return Evaluation("title", "notes", {"hi": scores}, np.arange(3))
 
 
@@ -228,7 +230,7 @@ def test_the_table_is_markdown():
     assert lines[0] == "**title**"
     rows = [line for line in lines if line.startswith("|")]
     assert {row.count("|") for row in rows} == {4}
-    assert len(rows) == 2 + len(METRICS)
+    assert len(rows) == 2 + len(MAPWISE) + len({metric.group for metric in METRICS if metric.name in MAPWISE})
     assert "| PSNR [dB] | 30.00 ± 0.00 | 25.00 ± 0.00 |" in rows
     assert "| total, median absolute error [%] | 10.00 ± 0.00 | 20.00 ± 0.00 |" in rows
 
@@ -282,7 +284,7 @@ def test_it_judges_held_out_galaxies_alone(run, tiny_store):
     assert not judged & {group[view] for part in ("train", "validation") for view in views[part].tolist()}
     assert len(result.groups) == len(views["test"])
     assert f"{len(views['test'])} maps of {len(judged)} test galaxies" in result.title
-    assert list(result.scores["hi"]) == ["pix2pix", "per-pixel mean", "per-pixel median"]
+    assert list(result.scores["hi"]) == ["pix2pix", "per-pixel mean", "per-pixel median", "identity"]
     assert {v.shape for row in result.scores["hi"].values() for v in row.values()} == {(len(views["test"]),)}
 
 
@@ -311,12 +313,14 @@ def test_the_command_writes_its_files(run, tmp_path, capsys):
 
     summary = json.loads((output / "summary.json").read_text(), parse_constant=no_constant)
     assert set(summary["margins"]["hi"]) == set(HEADLINE)
-    assert set(summary["scores"]["hi"]["pix2pix"]) == {metric.name for metric in METRICS}
+    assert set(summary["scores"]["hi"]["pix2pix"]) == {
+        metric.name for metric in METRICS if metric.default and metric.group != "calibration"
+    }
     lines = list(csv.DictReader((output / "maps.csv").read_text().splitlines()))
-    assert {line["translator"] for line in lines} == {"pix2pix", "per-pixel mean", "per-pixel median"}
+    assert {line["translator"] for line in lines} == {"pix2pix", "per-pixel mean", "per-pixel median", "identity"}
     mine = [float(line["psnr"]) for line in lines if line["translator"] == "pix2pix"]
     assert np.mean(mine) == pytest.approx(summary["scores"]["hi"]["pix2pix"]["psnr"]["value"], rel=1e-5)
-    for name in ("maps.png", "spectra.png"):
+    for name in ("maps.png", "spectra.png", "structure.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -351,7 +355,7 @@ def test_a_sky_without_signal_is_judged(run, dark, tmp_path):
         "value": None,
         "interval": [None, None],
     }
-    left_out = re.search(r"left out of all but the last row: hi (\d+)", result.notes)
+    left_out = re.search(r"left out of all rows but that of what is seen where there is none: hi (\d+)", result.notes)
     assert left_out
     assert int(left_out.group(1)) == len(result.groups)
 

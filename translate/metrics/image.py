@@ -23,7 +23,6 @@ References:
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from skyshift.errors import SkyshiftError
 
@@ -100,20 +99,8 @@ def ssim(truth: ArrayLike, estimate: ArrayLike, data_range: ArrayLike) -> NDArra
 
 def _ssim(t: Maps, e: Maps) -> Maps:
     """SSIM of maps in units of their dynamic range."""
-    _, local = structural_similarity_index_measure(
-        torch.from_numpy(e)[:, None],
-        torch.from_numpy(t)[:, None],
-        gaussian_kernel=True,
-        sigma=SIGMA,
-        kernel_size=WINDOW,
-        reduction="none",
-        data_range=1.0,
-        return_full_image=True,
-    )
-    # Releases of torchmetrics differ in whether they average over the reflected border as well.
-    border = WINDOW // 2
-    inside: Maps = local[:, 0, border:-border, border:-border].mean(dim=(1, 2)).numpy()
-    return inside
+    similarity, _ = _moments(torch.from_numpy(np.stack([t, e], axis=1)))
+    return np.asarray(similarity.numpy())
 
 
 def scales(height: int, width: int) -> int:
