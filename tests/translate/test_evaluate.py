@@ -2,12 +2,17 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from astropy import units
@@ -16,10 +21,12 @@ from skyshift.checkpoint import CheckpointError
 from skyshift.datasets.loading import Split, split_views
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
-from skyshift.translate.baselines import PixelRelation
-from skyshift.translate.evaluate import HEADLINE, METRICS, Evaluation, Yardstick, evaluate, interval, score
+from skyshift.translate.baselines import PixelRelation, simple_relations
+from skyshift.translate.evaluate import HEADLINE, METRICS, Evaluation, Options, Yardstick, evaluate, interval, score
 from skyshift.translate.evaluate import main as evaluate_command
+from skyshift.translate.metrics.pretrained import WeightsError
 from skyshift.translate.train import main as train_command
+from skyshift.translate.translator import find_checkpoint
 
 SPLIT = {"train": 0.5, "validation": 0.2, "test": 0.3, "seed": 0}
 FILES = ["maps.csv", "maps.parquet", "maps.png", "spectra.png", "structure.png", "summary.json", "table.md"]
@@ -404,3 +411,107 @@ def test_an_evaluation_without_galaxies_is_refused_before_the_training(tiny_stor
         train(folder, tiny_store, "--evaluation", "true", "--data.split", "{train: 0.8, validation: 0.2, test: 0.0}")
     assert "there are no test galaxies to evaluate on" in capsys.readouterr().err
     assert not folder.exists()
+
+
+# --- several processes, several checkpoints, pretrained networks
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_files_of_one(run, tmp_path, shared, repository):
+    """Bit for bit: chunks of views are whole on one process, and both sides compute on one thread."""
+    arguments = ["--checkpoint", str(run), "--batch_size", "3", "--metrics", "[default,lpips,frechet,c2st]"]
+    arguments += ["--weights", str(shared / "weights"), "--resamples", "50"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        evaluate_command([*arguments, "--output", str(tmp_path / "one")])
+    finally:
+        torch.set_num_threads(threads)
+    script = (
+        "import sys\nfrom skyshift.engine import launch_state\nfrom skyshift.translate import evaluate\n"
+        "state = launch_state()\nopen(f'{sys.argv[1]}_{state.process_index}', 'w').write(str(state.num_processes))\n"
+        "evaluate.main(sys.argv[2:])\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(repository / "src")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        *launch,
+        str(tmp_path / "script.py"),
+        str(tmp_path / "world"),
+        *arguments,
+        "--output",
+        str(tmp_path / "two"),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"world_{process}").read_text() for process in (0, 1)] == ["2", "2"]
+    assert done.stdout.count("figures and table") == 1
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == FILES
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_other_checkpoints_stand_in_the_same_table(run, tmp_path):
+    twin = shutil.copytree(run, tmp_path / "twin")
+    result = evaluate(run, options=Options(baselines=[str(twin)], level=0.95, resamples=60))
+    names = list(result.scores["hi"])
+    assert names[:2] == ["pix2pix (run)", "pix2pix (twin)"]
+    np.testing.assert_array_equal(*(result.scores["hi"][name]["psnr"] for name in names[:2]))
+    assert "95 % bootstrap" in result.notes
+    facts = json.loads((find_checkpoint(twin) / "translation.json").read_text())
+    facts["source"][0]["domain"] = "dm"
+    (find_checkpoint(twin) / "translation.json").write_text(json.dumps(facts))
+    with pytest.raises(SkyshiftError, match=r"translates dm to hi.*gas to hi; they cannot be compared"):
+        evaluate(run, options=Options(baselines=[str(twin)]))
+
+
+def test_absent_weights_cost_nothing_else(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("SKYSHIFT_WEIGHTS", raising=False)
+    result = evaluate(run, options=Options(metrics=["all"], resamples=20), output=tmp_path / "out")
+    assert "Left out: LPIPS (AlexNet): no weights of AlexNet: there is no alexnet_features.safetensors" in result.notes
+    assert "c2st" in result.summary["hi"]["pix2pix"]
+    assert "lpips" not in result.summary["hi"]["pix2pix"]
+    with pytest.raises(WeightsError, match="--weights"):
+        evaluate(run, options=Options(metrics=["default", "lpips"]), output=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_maps_of_every_kind_in_parquet(run, tmp_path):
+    result = evaluate(run, output=tmp_path)
+    table = pq.read_table(tmp_path / "maps.parquet").to_pydict()
+    mine = [i for i, name in enumerate(table["translator"]) if name == "pix2pix"]
+    wanted = result.scores["hi"]["pix2pix"]["gini"]
+    np.testing.assert_array_equal(np.array(table["gini"], float)[mine], wanted)
+    assert len(table["map"]) == 4 * len(result.groups)
+
+
+def test_constant_maps_one_map_and_one_galaxy_are_judged():
+    for truth in (np.ones((1, 16, 16), np.float32), np.zeros((1, 16, 16), np.float32), np.ones((1, 8, 8), np.float32)):
+        side = np.full(1, 30.0)
+        found = score(truth, 2 * truth, side, Yardstick.fit(truth, side))
+        features = {"hi": {"network": {"truth": np.ones((1, 4)), "mine": np.ones((1, 4))}}}
+        features["hi"]["physical"] = features["hi"]["network"]
+        result = Evaluation("t", "n", {"hi": {"mine": found, "mean": found}}, np.zeros(1, int), features)
+        table = result.table()
+        assert "nan" not in table
+        assert "| Fréchet distance | – | – |" in table
+
+
+def test_level_and_resamples_are_checked():
+    with pytest.raises(SkyshiftError, match=r"0\.68 for 68 %"):
+        Options(level=68)
+    with pytest.raises(SkyshiftError, match="resamples ≥ 1"):
+        Options(resamples=0)
+
+
+def test_the_scaled_source_is_the_best_multiple(rng):
+    source, target = rng.uniform(size=(2, 4, 8, 8))
+    found = simple_relations(source, target, "K", "Msun / kpc2")
+    assert list(found) == ["per-pixel mean", "per-pixel median", "scaled source"]
+    factor = found["scaled source"].factor
+    assert factor == pytest.approx(np.linalg.lstsq(source.reshape(-1, 1), target.ravel())[0][0])
+    same = simple_relations(source, target, "Msun / kpc2", "Msun / pc2")["identity"]
+    np.testing.assert_allclose(same(source), source * 1e-6, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Morphology against statmorph, MS-SSIM against pytorch-msssim, one-point distances and peaks against scipy, photutils."""
+"""Morphology against statmorph, MS-SSIM against pytorch-msssim, one-point distances against scipy, peaks, photutils."""
 
 import warnings
 

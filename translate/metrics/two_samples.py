@@ -133,7 +133,7 @@ def area_under_curve(scores: Values) -> float:
 
 
 def classifier_p_value(
-    truth: ArrayLike, estimate: ArrayLike, groups: ArrayLike, permutations: int = 99, seed: int = 0
+    truth: ArrayLike, estimate: ArrayLike, groups: ArrayLike, permutations: int = 49, seed: int = 0
 ) -> float:
     """Chance of so large an AUC if truth and estimate of a galaxy were exchangeable.
 
