@@ -184,8 +184,7 @@ def calibration_figure(curves: Mapping[str, Mapping[str, NDArray[Any]]]) -> Figu
         if inside[-1]:
             coverage.plot(np.linspace(0, 1, len(inside)), inside / inside[-1], **look)
             share = values["ranks"].sum(axis=0)
-            place = (np.arange(len(share)) + 0.5) / len(share)
-            ranks.step(place, share / share.mean(), where="mid", **look)
+            ranks.stairs(share / share.mean(), np.linspace(0, 1, len(share) + 1), linewidth=1.5, **look)
         spread.plot(values["spread"], values["error"], "o", markersize=3, alpha=0.7, **look)
     ends = [end for axis in (spread.get_xlim(), spread.get_ylim()) for end in axis]
     positive = [v for c in curves.values() for n in ("spread", "error") for v in c[n][np.isfinite(c[n])] if v > 0]
@@ -198,6 +197,8 @@ def calibration_figure(curves: Mapping[str, Mapping[str, NDArray[Any]]]) -> Figu
     spread.set(
         xlabel="spread of the draws / L", ylabel="error of their mean / L", title="Spread and error, a dot a map"
     )
+    spread.tick_params(axis="both", which="both", labelsize=7)
+    spread.tick_params(axis="x", which="both", labelrotation=60)
     for axis in (coverage, ranks, spread):
         axis.title.set_fontsize(10)
     coverage.legend(fontsize=8)

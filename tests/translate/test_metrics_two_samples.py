@@ -157,3 +157,23 @@ def test_an_unknown_metric_names_the_nearest():
     assert {"psnr", "correlation"} <= set(choose(["c2st"])[0])
     assert "lpips" not in choose(["default"])[0]
     assert "lpips" in choose(["all"])[0]
+
+
+def test_inception_features_are_torch_fidelitys(tmp_path):
+    """The network of FID from a local file, against its own 8-bit forward pass; its weights here are random ones."""
+    peers = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    torch.save({}, tmp_path / "empty.pth")
+
+    class Random(peers.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_, **__):
+            return None
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        peer = Random("inception", ["2048"], feature_extractor_weights_path=tmp_path / "empty.pth")
+    torch.save(peer.state_dict(), tmp_path / "weights-inception-2015-12-05-6726825d.pth")
+    grey = torch.arange(0, 256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    wanted = peer(grey.expand(-1, 3, -1, -1))[0]
+    found = pretrained.Features("inception", tmp_path)(grey.float() / 127.5 - 1)
+    # Values are scaled to [-1, 1] and back in float32, then pass 94 convolutions.
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)

@@ -12,7 +12,8 @@ range L is never guessed from the maps: a value that moves with them cannot be c
 
 where scale j has the maps averaged over 2^(j−1) pixels, and negative means count as zero. The paper's M = 5 scales
 need a window of 11 of the coarsest pixels, so 161 pixels; smaller maps get fewer scales (:func:`scales`), whose
-exponents are divided by their sum so that they add up to one again. MS-SSIM of different numbers of scales cannot be compared.
+exponents are divided by their sum so that they add up to one again. MS-SSIM of different numbers of scales cannot be
+compared.
 
 References:
     Wang, Bovik, Sheikh & Simoncelli 2004, IEEE Trans. Image Process. 13, 600, doi:10.1109/TIP.2003.819861.
