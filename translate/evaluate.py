@@ -57,6 +57,7 @@ __all__ = [
 
 DRAWS = 8
 """Of a stochastic translator, where no number is asked for."""
+CALIBRATION = tuple(metric.name for metric in METRICS if metric.group == "calibration")
 
 
 @dataclass
@@ -129,7 +130,7 @@ def _views(store: MapStore, translator: Translator, part: str) -> tuple[NDArray[
 
 def _draws(translators: Mapping[str, Translator], metrics: Sequence[str], asked: int) -> dict[str, int]:
     """Name to number of draws."""
-    wanted = any(name in metrics for name in ("coverage_68", "coverage_95", "crps", "spread_skill"))
+    wanted = any(name in metrics for name in CALIBRATION)
     return {
         name: (asked or (DRAWS if one.method.stochastic else 1)) if wanted and hasattr(one, "draws") else 1
         for name, one in translators.items()
@@ -171,7 +172,7 @@ def evaluate(
         CheckpointError: There is no checkpoint.
         StoreError: The store is absent or lacks a domain.
         WeightsError: Weights of a network that a metric named in ``options`` needs are not there.
-        SkyshiftError: There are no maps in that part, or other checkpoints translate other domains.
+        SkyshiftError: Calibration is named and there is one draw, there are no maps in that part, or other checkpoints translate other domains.
     """
     options = options or Options()
     if batch_size < 1:
@@ -187,6 +188,10 @@ def evaluate(
     store.require_domains([*translator.source, *translator.target])
     train, views = _views(store, translator, part)
     draws = _draws(translators, metrics, options.draws)
+    if insisted.intersection(CALIBRATION) and max(draws.values()) < 2:
+        raise SkyshiftError(
+            f"metrics: calibration is one of several draws, {method_name(folder)} gives one; leave it out, or set draws"
+        )
     judge = Judge(store, translators, train, metrics, networks, draws)
     measured = shared_work(judge, views, batch_size, state)
     result = _result(judge, views, measured, options, _title(folder, judge, part, views))

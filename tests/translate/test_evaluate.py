@@ -476,6 +476,8 @@ def test_absent_weights_cost_nothing_else(run, tmp_path, monkeypatch):
     assert "lpips" not in result.summary["hi"]["pix2pix"]
     with pytest.raises(WeightsError, match="--weights"):
         evaluate(run, options=Options(metrics=["default", "lpips"]), output=tmp_path / "none")
+    with pytest.raises(SkyshiftError, match="several draws, pix2pix gives one"):
+        evaluate(run, options=Options(metrics=["calibration"]), output=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

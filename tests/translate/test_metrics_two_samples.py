@@ -58,11 +58,11 @@ def test_the_classifier_finds_a_known_shift(rng):
 
 def test_p_values_of_one_distribution_are_uniform(rng):
     p = np.array(
-        [two_samples.classifier_p_value(*rng.normal(size=(2, 12, 2)), np.arange(12), 9, seed) for seed in range(25)]
+        [two_samples.classifier_p_value(*rng.normal(size=(2, 12, 2)), np.arange(12), 9, seed) for seed in range(15)]
     )
-    # Ten equal steps from 0.1: mean 0.55, standard deviation 0.287; the mean of 25 is uncertain by 0.057.
-    assert p.mean() == pytest.approx(0.55, abs=0.2)
-    assert (p <= 0.1).mean() < 0.35
+    # Ten equal steps from 0.1: mean 0.55, standard deviation 0.287; the mean of 15 is uncertain by 0.074.
+    assert p.mean() == pytest.approx(0.55, abs=0.25)
+    assert (p <= 0.1).mean() < 0.4
     x = rng.normal(size=(30, 2))
     assert two_samples.classifier_p_value(x, x + 3, np.arange(30), 9) == pytest.approx(0.1)
     assert np.isnan(two_samples.classifier_p_value(x, x + 3, np.zeros(30), 9))
