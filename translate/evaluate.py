@@ -172,7 +172,8 @@ def evaluate(
         CheckpointError: There is no checkpoint.
         StoreError: The store is absent or lacks a domain.
         WeightsError: Weights of a network that a metric named in ``options`` needs are not there.
-        SkyshiftError: Calibration is named and there is one draw, there are no maps in that part, or other checkpoints translate other domains.
+        SkyshiftError: Calibration is named and there is one draw a map, there are no maps in that part, or other
+            checkpoints translate other domains.
     """
     options = options or Options()
     if batch_size < 1:
