@@ -1,4 +1,4 @@
-"""The trivial translator that every method must beat: the best relation from one source pixel to one target pixel.
+"""The trivial translators that every method must beat: the source as it is, and the best relation from pixel to pixel.
 
 Two estimates from the training maps, both free of any assumed shape: the mean of the target given the source pixel,
 which no other per-pixel function beats in squared error (so in PSNR), nor on average in the total mass; and the median,
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from astropy import units
 from numpy.typing import NDArray
 
 from skyshift.errors import SkyshiftError
@@ -70,3 +71,54 @@ class PixelRelation:
     def __call__(self, source: NDArray[np.floating]) -> NDArray[np.float32]:
         """Target maps for source maps of any shape; constant beyond the training range."""
         return np.interp(np.asarray(source, np.float64), self.source, self.target).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """A constant multiple of the source: the map as it is, or scaled.
+
+    Attributes:
+        factor: Of target unit per source unit.
+    """
+
+    factor: float
+
+    @classmethod
+    def fit(cls, source: NDArray[np.floating], target: NDArray[np.floating]) -> "Proportional":
+        """The factor of least squares, Σ s t / Σ s²; 0 where the source is empty."""
+        s, t = np.asarray(source, np.float64).ravel(), np.asarray(target, np.float64).ravel()
+        power = float(s @ s)
+        return cls(float(s @ t) / power if power else 0.0)
+
+    def __call__(self, source: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Target maps for source maps of any shape."""
+        return (np.asarray(source, np.float64) * self.factor).astype(np.float32)
+
+
+Relation = PixelRelation | Proportional
+
+
+def simple_relations(
+    source: NDArray[np.floating], target: NDArray[np.floating], source_unit: str, target_unit: str
+) -> dict[str, Relation]:
+    """The trivial translators from one source domain, fitted on training maps.
+
+    Args:
+        source: (n, height, width) in ``source_unit``.
+        target: Same shape, in ``target_unit``.
+        source_unit: As astropy writes it.
+        target_unit: As astropy writes it.
+
+    Returns:
+        Name to translator: the per-pixel mean and median, and ``identity`` where one unit converts to the other, else
+        ``scaled source``, the source times the factor of least squares.
+    """
+    relations: dict[str, Relation] = {
+        "per-pixel mean": PixelRelation.fit(source, target, "mean"),
+        "per-pixel median": PixelRelation.fit(source, target, "median"),
+    }
+    try:
+        relations["identity"] = Proportional(float(units.Unit(source_unit).to(units.Unit(target_unit))))
+    except units.UnitConversionError:
+        relations["scaled source"] = Proportional.fit(source, target)
+    return relations

@@ -1,57 +1,100 @@
-"""Command: judge a checkpoint on galaxies that it has not seen, in physical units, against per-pixel relations.
+"""Command: judge a checkpoint on galaxies that it has not seen, in physical units, against trivial translators.
 
     python translate/evaluate.py --checkpoint runs/gas_to_hi
+    python translate/evaluate.py --checkpoint runs/gas_to_hi --baselines '[runs/regression]' --metrics '[all]'
+    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 translate/evaluate.py
 
-All metrics are computed on physical maps. PSNR and SSIM are on the linear stretch; their dynamic range is the 99.9 %
-quantile of the non-zero pixels of the training maps, one for all maps. r(k) is averaged over wave numbers up to Nyquist
-and up to half of it, the error of P(k) up to half, in each map. Intervals are 68 % of bootstrap samples of galaxies, so
-that views of one galaxy do not count as independent.
+All metrics are computed on physical maps. PSNR, SSIM and MS-SSIM are on the linear stretch; their dynamic range L is
+the 99.9 % quantile of the non-zero pixels of the training maps, one for all maps. LPIPS, Fréchet and kernel distances
+see maps in the checkpoint's scaling, as grey images in [-1, 1]. r(k) is averaged over wave numbers up to Nyquist and up
+to half of it, the error of P(k) up to half, in each map. Intervals are of bootstrap samples of galaxies, so that views
+of one galaxy do not count as independent.
 
-A map whose true total is below a thousandth of the mean training one holds no signal to speak of (50 Msun of HI in an
-elliptical, say): all metrics leave it out, and what is wrongly seen in it has a row of its own.
+Several processes share the views and give the numbers of one (:mod:`skyshift.translate.evaluation_work`).
 """
 
 import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
 
-import csv
-import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import yaml
+import torch
 from numpy.typing import NDArray
 
 from skyshift.command import command, parse
 from skyshift.datasets.joined import open_stores
-from skyshift.datasets.loading import FIT_VIEWS, Split, split_views
-from skyshift.datasets.maps import Maps
+from skyshift.datasets.loading import Split, split_views
 from skyshift.datasets.store import MapStore
+from skyshift.engine import launch_state
 from skyshift.errors import SkyshiftError
-from skyshift.files import write_json, write_text, write_whole
 from skyshift.naming import unknown
-from skyshift.translate.baselines import PixelRelation
 from skyshift.translate.data import fingerprint
-from skyshift.translate.figures import comparison_figure, spectra_figure
-from skyshift.translate.metrics.image import psnr, ssim
-from skyshift.translate.metrics.physics import (
-    cross_correlation,
-    power_ratio,
-    radial_profile,
-    radial_profile_error,
-    total_error,
-)
-from skyshift.translate.translator import Precision, Translator, find_checkpoint, store_maps
+from skyshift.translate.evaluation_output import write_evaluation
+from skyshift.translate.evaluation_result import LEVEL, RESAMPLES, Evaluation, interval
+from skyshift.translate.evaluation_scores import Yardstick, complete, score
+from skyshift.translate.evaluation_work import Judge, Networks, load_translators, method_name, shared_work
+from skyshift.translate.metric_rows import HEADLINE, METRICS, choose
+from skyshift.translate.metrics.image import scales
+from skyshift.translate.metrics.pretrained import LEAST, Network
+from skyshift.translate.translator import Precision, Translator, find_checkpoint
 
-Values = NDArray[np.float64]
+__all__ = [
+    "HEADLINE",
+    "METRICS",
+    "EvaluateConfig",
+    "Evaluation",
+    "Options",
+    "Yardstick",
+    "evaluate",
+    "interval",
+    "main",
+    "score",
+]
+
+DRAWS = 8
+"""Of a stochastic translator, where no number is asked for."""
+CALIBRATION = tuple(metric.name for metric in METRICS if metric.group == "calibration")
 
 
 @dataclass
-class EvaluateConfig:
+class Options:
+    """What is measured.
+
+    Attributes:
+        baselines: Other checkpoints or runs to judge on the same maps, in the same table (an L1 U-Net, say).
+        metrics: Rows or groups of the table (image, physics, morphology, distribution, calibration), ``default`` or
+            ``all``. What is named is an error where it cannot be had; of ``all`` it is left out, and the notes say why.
+        weights: Folder with weights of pretrained networks; by default $SKYSHIFT_WEIGHTS, then torch's hub cache.
+        perceptual_network: Of LPIPS.
+        feature_network: Of Fréchet and kernel distances; with inception they are FID and KID.
+        draws: Draws a map that judge the calibration of a stochastic translator; 0 for 8, 1 for none.
+        level: Share of bootstrap samples in an interval: 0.68 or 0.95, say.
+        resamples: Bootstrap samples.
+    """
+
+    baselines: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=lambda: ["default"])
+    weights: str = ""
+    perceptual_network: Literal["alexnet", "squeezenet", "vgg16"] = "alexnet"
+    feature_network: Network = "alexnet"
+    draws: int = 0
+    level: float = LEVEL
+    resamples: int = RESAMPLES
+
+    def __post_init__(self) -> None:
+        choose(self.metrics)
+        if not 0 < self.level < 1:
+            raise SkyshiftError(f"level is a share between 0 and 1 (0.68 for 68 %), not {self.level}")
+        if self.resamples < 1 or self.draws < 0:
+            raise SkyshiftError(f"resamples ≥ 1 and draws ≥ 0 are needed, not {self.resamples} and {self.draws}")
+
+
+@dataclass
+class EvaluateConfig(Options):
     """An evaluation.
 
     Attributes:
@@ -61,9 +104,9 @@ class EvaluateConfig:
             rule, which does not know what was trained on: galaxies that both stores hold are not told apart.
         output: Folder for the table, the figures and the values of every map; by default ``evaluation`` beside the
             checkpoint's run.
-        batch_size: Maps translated at once.
+        batch_size: Maps translated at once, by one process.
         precision: no (float32) or bf16.
-        trust_remote_code: Allow the checkpoint to name classes from outside this package.
+        trust_remote_code: Allow the checkpoints to name classes from outside this package.
     """
 
     checkpoint: str = "runs/gas_to_hi"
@@ -75,262 +118,23 @@ class EvaluateConfig:
     trust_remote_code: bool = False
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One row of the table.
-
-    Attributes:
-        name: Column of the CSV file.
-        title: With its unit.
-        summary: From the values of all maps to one number.
-        best: Direction of better: 1 larger, -1 smaller, 0 nearer to zero.
-        digits: Behind the point.
-    """
-
-    name: str
-    title: str
-    summary: Callable[[Values], float]
-    best: int
-    digits: int
-
-
-def _mean(values: Values) -> float:
-    kept = values[np.isfinite(values)]
-    if not kept.size and np.isposinf(values).any():
-        return float("inf")  # maps without any error, in decibels
-    return float(kept.mean()) if kept.size else float("nan")
-
-
-def _median_size(values: Values) -> float:
-    kept = np.abs(values[np.isfinite(values)])
-    return float(np.median(kept)) if kept.size else float("nan")
-
-
-METRICS = (
-    Metric("psnr", "PSNR [dB]", _mean, 1, 2),
-    Metric("ssim", "SSIM", _mean, 1, 4),
-    Metric("total_error", "total, median absolute error [%]", lambda v: 100 * _median_size(v), -1, 2),
-    Metric("total_bias", "sum of all totals, error [%]", lambda v: 100 * _mean(v), 0, 2),
-    Metric("profile_error", "radial profile, median error [%]", lambda v: 100 * _median_size(v), -1, 2),
-    Metric("power_error", "P(k) at k < ½ Nyquist, median error [%]", lambda v: 100 * _median_size(v), -1, 2),
-    Metric("correlation", "r(k), mean up to Nyquist", _mean, 1, 4),
-    Metric("large_correlation", "r(k), mean at k < ½ Nyquist", _mean, 1, 4),
-    Metric("false_signal", "total seen where there is none [% of a mean map]", lambda v: 100 * _mean(v), -1, 2),
-)
-FAINT = 1e-3
-"""Share of the mean training total below which a map holds no signal to speak of."""
-
-HEADLINE = ("psnr", "total_error", "correlation", "large_correlation")
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """What the maps of a domain are measured by, from the training maps.
-
-    Attributes:
-        data_range: Of PSNR and SSIM: 99.9 % quantile of the lit pixels, in the maps' unit.
-        typical_total: Mean over maps of the sum over pixels times pixel area.
-    """
-
-    data_range: float
-    typical_total: float
-
-    @classmethod
-    def fit(cls, maps: NDArray[np.float32], side: NDArray[np.float64]) -> "Yardstick":
-        """From training maps (n, height, width) with sides (n,) in kpc."""
-        lit = maps[maps > 0]
-        return cls(float(np.quantile(lit, 0.999)) if lit.size else 1.0, float(np.mean(_totals(maps, side))))
-
-
-def _totals(maps: NDArray[np.float32], side: NDArray[np.float64]) -> Values:
-    return maps.sum((1, 2), dtype=np.float64) * (side / maps.shape[-1]) ** 2
-
-
-def score(
-    truth: NDArray[np.float32], estimate: NDArray[np.float32], side: NDArray[np.float64], yardstick: Yardstick
-) -> dict[str, Values]:
-    """All metrics of every map.
-
-    Args:
-        truth: (n, height, width), physical.
-        estimate: Same shape and unit.
-        side: (n,) kpc.
-        yardstick: Dynamic range and typical total.
-
-    Returns:
-        Metric to (n,) values; NaN where a map has none: ``false_signal`` where there is signal, but for ``total_bias``
-        all others where there is none.
-    """
-    k, ratio = power_ratio(truth, estimate)
-    _, correlation = cross_correlation(truth, estimate)
-    low = k <= 0.5
-    totals, seen = _totals(truth, side), _totals(estimate, side)
-    faint = totals <= FAINT * yardstick.typical_total
-    # A map that is empty where the truth has structure correlates with nothing of it.
-    correlation = np.where(np.isfinite(ratio) & (ratio == 0), 0.0, correlation)
-    relative = {
-        "psnr": psnr(truth, estimate, yardstick.data_range),
-        "ssim": ssim(truth, estimate, yardstick.data_range),
-        "total_error": total_error(truth, estimate),
-        "profile_error": radial_profile_error(truth, estimate),
-        "power_error": np.abs(ratio[:, low] - 1).mean(axis=1),
-        "correlation": correlation.mean(axis=1),
-        "large_correlation": correlation[:, low].mean(axis=1),
-    }
-    false_signal = seen / yardstick.typical_total if yardstick.typical_total else np.full(len(truth), np.nan)
-    return {
-        # Its mean over maps is the error of the sum of their totals.
-        "total_bias": (seen - totals) / totals.mean() if totals.mean() else np.full(len(truth), np.nan),
-        "false_signal": np.where(faint, false_signal, np.nan),
-        **{name: np.where(faint, np.nan, values) for name, values in relative.items()},
-    }
-
-
-def curves(truth: NDArray[np.float32], estimate: NDArray[np.float32]) -> dict[str, Values]:
-    """What :func:`skyshift.translate.figures.spectra_figure` draws."""
-    radius, true_profile = radial_profile(truth, 2.0)
-    _, profile = radial_profile(estimate, 2.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(true_profile > 0, profile / true_profile, np.nan)
-    k, power = power_ratio(truth, estimate)
-    return {
-        "k": k,
-        "power_ratio": power,
-        "correlation": cross_correlation(truth, estimate)[1],
-        "radius": radius,
-        "profile_ratio": ratio,
-    }
-
-
-def _plus_minus(entry: Mapping[str, Any], digits: int) -> str:
-    """Value and half of the interval; a dash where there is none."""
-    low, high = entry["interval"]
-    return f"{entry['value']:.{digits}f} ± {(high - low) / 2:.{digits}f}" if np.isfinite(entry["value"]) else "–"
-
-
-def _resamples(groups: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Rows of 400 bootstrap samples of whole groups."""
-    generator = np.random.default_rng(0)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    for _ in range(400):
-        yield np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
-
-
-def _middle(drawn: list[float]) -> tuple[float, float]:
-    """Central 68 %."""
-    low, high = np.nanquantile(drawn, [0.16, 0.84]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def interval(values: Values, groups: NDArray[np.int64], summary: Callable[[Values], float]) -> tuple[float, float]:
-    """68 % interval of ``summary`` over bootstrap samples of groups."""
-    return _middle([summary(values[rows]) for rows in _resamples(groups)])
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result.
-
-    Attributes:
-        title: What was judged, in a line.
-        notes: What the numbers mean.
-        scores: Target domain to translator to metric to (n,) values.
-        groups: (n,) galaxy of each map.
-    """
-
-    title: str
-    notes: str
-    scores: Mapping[str, Mapping[str, Mapping[str, Values]]]
-    groups: NDArray[np.int64]
-
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        """Target domain to translator to metric to value and interval."""
-        return {
-            domain: {
-                translator: {
-                    metric.name: {
-                        "value": metric.summary(values[metric.name]),
-                        "interval": interval(values[metric.name], self.groups, metric.summary),
-                    }
-                    for metric in METRICS
-                }
-                for translator, values in translators.items()
-            }
-            for domain, translators in self.scores.items()
-        }
-
-    def margins(self, domain: str) -> dict[str, dict[str, Any]]:
-        """How much better the checkpoint (the first translator) is than the best of the others, in headline metrics.
-
-        Both are compared on the same bootstrap samples of galaxies, so that what makes a galaxy hard for both does not
-        blur their difference.
-
-        Returns:
-            Metric to ``value`` (positive: better), ``interval`` (68 %) and ``over``, the name of the best other.
-        """
-        names = list(self.scores[domain])
-        result = {}
-        for metric in METRICS:
-            if metric.name not in HEADLINE:
-                continue
-            values = {name: self.scores[domain][name][metric.name] for name in names}
-            best = max(names[1:], key=lambda name: metric.best * self.summary[domain][name][metric.name]["value"])
-
-            def margin(
-                rows: NDArray[np.int64] | slice, metric: Metric = metric, values: Any = values, best: str = best
-            ) -> float:
-                return metric.best * (metric.summary(values[names[0]][rows]) - metric.summary(values[best][rows]))
-
-            drawn = [margin(rows) for rows in _resamples(self.groups)]
-            result[metric.name] = {"value": margin(slice(None)), "interval": _middle(drawn), "over": best}
-        return result
-
-    def beats_baselines(self, domain: str) -> dict[str, bool]:
-        """Headline metric to whether the checkpoint (the first translator) is better than every other."""
-        return {name: margin["value"] > 0 for name, margin in self.margins(domain).items()}
-
-    def table(self) -> str:
-        """As Markdown."""
-        lines = [f"**{self.title}**", "", self.notes]
-        for domain, translators in self.summary.items():
-            lines += [
-                "",
-                f"| {domain} | " + " | ".join(translators) + " |",
-                "|---" * (len(translators) + 1) + "|",
-            ]
-            for metric in METRICS:
-                cells = []
-                for row in translators.values():
-                    cells.append(_plus_minus(row[metric.name], metric.digits))
-                lines.append(f"| {metric.title} | " + " | ".join(cells) + " |")
-            lines += ["", "Better than the best per-pixel relation, compared galaxy by galaxy (positive is better):"]
-            titles = {metric.name: metric for metric in METRICS}
-            for name, margin in self.margins(domain).items():
-                lines.append(f"- {titles[name].title}: {_plus_minus(margin, titles[name].digits)}")
-        return "\n".join(lines)
-
-    def rows(self) -> str:
-        """The values of every map as CSV."""
-        text = io.StringIO()
-        writer = csv.writer(text)
-        names = [metric.name for metric in METRICS]
-        writer.writerow(["map", "galaxy", "domain", "translator", *names])
-        for domain, translators in self.scores.items():
-            for translator, values in translators.items():
-                for i, group in enumerate(self.groups):
-                    writer.writerow([i, group, domain, translator, *(f"{values[name][i]:.6g}" for name in names)])
-        return text.getvalue()
-
-
-def _views(store: MapStore, translator: Translator, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
-    """Training views, views to judge on, and whether the store is the one of the training."""
-    provenance = translator.translation.provenance
-    known = provenance["fingerprint"] == fingerprint(store)
-    views = split_views(store.catalogue(), Split(**provenance["split"]))
+def _views(store: MapStore, translator: Translator, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Training views, and views to judge on."""
+    views = split_views(store.catalogue(), Split(**translator.translation.provenance["split"]))
     if part not in views:
         raise SkyshiftError(unknown("part", part, views))
-    return views["train"], views[part], known
+    if not len(views[part]):
+        raise SkyshiftError(f"{store.path} has no views in its {part} part")
+    return views["train"], views[part]
+
+
+def _draws(translators: Mapping[str, Translator], metrics: Sequence[str], asked: int) -> dict[str, int]:
+    """Name to number of draws."""
+    wanted = any(name in metrics for name in CALIBRATION)
+    return {
+        name: (asked or (DRAWS if one.method.stochastic else 1)) if wanted and hasattr(one, "draws") else 1
+        for name, one in translators.items()
+    }
 
 
 def evaluate(
@@ -342,6 +146,8 @@ def evaluate(
     batch_size: int = 32,
     precision: Precision = "no",
     trust_remote_code: bool = False,
+    options: Options | None = None,
+    distributed: bool = False,
 ) -> Evaluation:
     """Judge a checkpoint and write table, values and figures.
 
@@ -350,140 +156,125 @@ def evaluate(
         store: Of the true maps; by default the one of the training. Another store is split by the same rule, and its
             baselines are fitted on its own training part.
         part: test, validation or train.
-        output: Folder for ``table.md``, ``summary.json``, ``maps.csv``, ``maps.png``, ``spectra.png``.
+        output: Folder for ``table.md``, ``summary.json``, ``maps.csv``, ``maps.parquet``, ``maps.png``,
+            ``spectra.png``, ``structure.png`` and, of draws, ``calibration.png``.
         batch_size: Maps translated at once.
         precision: no or bf16.
-        trust_remote_code: Allow the checkpoint to name classes from outside this package.
+        trust_remote_code: Allow the checkpoints to name classes from outside this package.
+        options: What is measured.
+        distributed: Share the work over the processes of the launch, all of which must call this. Otherwise the caller
+            works alone, whatever the launch.
+
+    Returns:
+        The result, the same on every process. The main process writes.
 
     Raises:
         CheckpointError: There is no checkpoint.
         StoreError: The store is absent or lacks a domain.
-        SkyshiftError: There are no maps in that part.
+        WeightsError: Weights of a network that a metric named in ``options`` needs are not there.
+        SkyshiftError: Calibration is named and there is one draw a map, there are no maps in that part, or other
+            checkpoints translate other domains.
     """
+    options = options or Options()
+    if batch_size < 1:
+        raise SkyshiftError(f"batch_size must be at least 1, not {batch_size}")
+    state = launch_state() if distributed else None
+    metrics, insisted = choose(options.metrics)
+    networks = Networks.load(metrics, insisted, options.weights, options.perceptual_network, options.feature_network)
     folder = find_checkpoint(checkpoint)
-    translator = Translator.from_pretrained(
-        folder, batch_size=batch_size, precision=precision, trust_remote_code=trust_remote_code
-    )
+    made = {"batch_size": batch_size, "precision": precision, "trust_remote_code": trust_remote_code}
+    translators = load_translators(folder, options.baselines, state, **made)
+    translator = next(iter(translators.values()))
     store = store or open_stores(translator.translation.provenance["store"])
     store.require_domains([*translator.source, *translator.target])
-    train, views, known = _views(store, translator, part)
-    if not len(views):
-        raise SkyshiftError(f"{store.path} has no views in its {part} part")
-    estimates = translator(store, views)
-    catalogue = store.catalogue()
-    rows = np.searchsorted(catalogue["view"], views)
-    groups, side = np.asarray(catalogue["split_group"][rows], np.int64), np.asarray(catalogue["side"], np.float64)
-    method = _method_name(folder)
-    train = np.sort(np.random.default_rng(0).permutation(train)[:FIT_VIEWS])
-    scores: dict[str, dict[str, dict[str, Values]]] = {}
-    drawn: dict[str, dict[str, dict[str, Values]]] = {}
-    ranges: list[str] = []
-    faint: list[str] = []
-    for channel in translator.translation.target:
-        domain = channel.domain
-        # A store may hold its maps in another unit than the checkpoint's.
-        truth, fitted = (store_maps(store, [domain], v)[domain].to(channel.unit).values for v in (views, train))
-        yardstick = Yardstick.fit(fitted, side[np.searchsorted(catalogue["view"], train)])
-        ranges.append(f"{domain} {yardstick.data_range:.4g} {channel.unit}")
-        candidates = {
-            method: estimates[domain].values,
-            **_baselines(store, translator.source, train, views, fitted),
-        }
-        of_views = side[rows]
-        scores[domain] = {name: score(truth, values, of_views, yardstick) for name, values in candidates.items()}
-        lit = _totals(truth, of_views) > FAINT * yardstick.typical_total
-        faint.append(f"{domain} {(~lit).sum()}")
-        drawn[domain] = {name: curves(truth[lit], values[lit]) for name, values in candidates.items()}
-    count = len(np.unique(groups))
-    kind = f"{part} galaxies (or regions of space)" if known else f"galaxies of another store ({part} part)"
-    notes = [
-        f"Physical maps, linear stretch; dynamic range of PSNR and SSIM: {', '.join(ranges)} (99.9 % quantile of the "
-        "lit training pixels).",
-        f"Maps without signal, left out of all but the last row: {', '.join(faint)}.",
-        "± is half of the 68 % bootstrap interval over galaxies"
-        + (f", which with {count} independent ones is rough." if count < 10 else "."),
-        "The per-pixel relations are fitted on the training maps.",
-        *([] if known else ["Galaxies that this store shares with the training's may have been trained on."]),
-    ]
-    result = Evaluation(
-        f"{', '.join(translator.source)} → {', '.join(translator.target)}, {folder.name} of {method}: {len(views)} "
-        f"maps of {count} {kind}",
-        " ".join(notes),
-        scores,
-        groups,
-    )
-    if output is not None:
-        _write(Path(output), result, store, views, translator, estimates, drawn)
+    train, views = _views(store, translator, part)
+    draws = _draws(translators, metrics, options.draws)
+    if insisted.intersection(CALIBRATION) and max(draws.values()) < 2:
+        raise SkyshiftError(
+            f"metrics: calibration is one of several draws, {method_name(folder)} gives one; leave it out, or set draws"
+        )
+    judge = Judge(store, translators, train, metrics, networks, draws)
+    measured = shared_work(judge, views, batch_size, state)
+    result = _result(judge, views, measured, options, _title(folder, judge, part, views))
+    if output is not None and (state is None or state.is_main_process):
+        write_evaluation(Path(output), result, judge, views, measured)
     return result
 
 
-def _method_name(folder: Path) -> str:
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return str(config["method"]["class_path"]).rpartition(".")[2].lower()
+def _result(
+    judge: Judge, views: NDArray[np.int64], measured: Mapping[str, Any], options: Options, title: str
+) -> Evaluation:
+    catalogue = judge.store.catalogue()
+    rows = judge.rows(views)
+    groups = np.asarray(catalogue["split_group"][rows], np.int64)
+    names = [f"{name} view {view}" for name, view in zip(catalogue["name"][rows], views, strict=True)]
+    return Evaluation(
+        title,
+        " ".join(_notes(judge, groups, measured, options)),
+        {domain: {n: complete(v) for n, v in found["scores"].items()} for domain, found in measured.items()},
+        groups,
+        # What a map without signal looks like is no question of a distribution of galaxies.
+        {domain: _lit_features(found) for domain, found in measured.items()},
+        names,
+        tuple(judge.metrics),
+        {"ms_ssim": f"MS-SSIM, {scales(judge.store.pixels, judge.store.pixels)} scales", **judge.networks.labels},
+        options.level,
+        options.resamples,
+    )
 
 
-def _baselines(
-    store: MapStore,
-    source: Sequence[str],
-    train: NDArray[np.int64],
-    views: NDArray[np.int64],
-    fitted: NDArray[np.float32],
-) -> dict[str, NDArray[np.float32]]:
-    """Per-pixel relations from each source domain."""
-    found = {}
-    for domain in source:
-        known, seen = store.maps(domain, train), store.maps(domain, views)
-        of = f" of {domain}" if len(source) > 1 else ""
-        found[f"per-pixel mean{of}"] = PixelRelation.fit(known, fitted, "mean")(seen)
-        found[f"per-pixel median{of}"] = PixelRelation.fit(known, fitted, "median")(seen)
-    return found
+def _lit_features(found: Mapping[str, Any]) -> dict[str, dict[str, NDArray[np.float64]]]:
+    return {
+        kind: {name: np.where(found["lit"][:, None], values, np.nan) for name, values in of_kind.items()}
+        for kind, of_kind in found["features"].items()
+    }
 
 
-def _write(
-    output: Path,
-    result: Evaluation,
-    store: MapStore,
-    views: NDArray[np.int64],
-    translator: Translator,
-    estimates: Mapping[str, Maps],
-    drawn: Mapping[str, Mapping[str, Mapping[str, Values]]],
-) -> None:
-    write_text(output / "table.md", result.table() + "\n")
-    margins = {domain: result.margins(domain) for domain in result.scores}
-    summary = {"title": result.title, "notes": result.notes, "scores": result.summary, "margins": margins}
-    write_json(output / "summary.json", _no_nan(summary))
-    write_text(output / "maps.csv", result.rows())
-    chosen = _spread(next(iter(result.scores.values())), views)
-    some = translator(store, views[chosen])
-    values = next(iter(next(iter(result.scores.values())).values()))["correlation"]
-    titles = [f"{maps_name}\nr = {values[row]:.3f}" for maps_name, row in zip(_names(some), chosen, strict=True)]
-    with write_whole(output / "maps.png") as side:
-        comparison_figure(store, views[chosen], translator.source, some, titles).savefig(side, dpi=130)
-    for domain, lines in drawn.items():
-        name = "spectra.png" if len(drawn) == 1 else f"spectra_{domain}.png"
-        with write_whole(output / name) as side:
-            spectra_figure(next(iter(lines.values()))["k"], lines, store.units[domain]).savefig(side, dpi=130)
+def _known(judge: Judge, translator: Translator) -> bool:
+    """Whether a translator was trained on this store, split like this."""
+    there, here = translator.translation.provenance, judge.main.translation.provenance
+    return bool(there["fingerprint"] == fingerprint(judge.store) and there["split"] == here["split"])
 
 
-def _names(maps: Mapping[str, Maps]) -> tuple[str, ...]:
-    return next(iter(maps.values())).names
+def _title(folder: Path, judge: Judge, part: str, views: NDArray[np.int64]) -> str:
+    count = len(np.unique(judge.store.catalogue()["split_group"][judge.rows(views)]))
+    known = _known(judge, judge.main)
+    kind = f"{part} galaxies (or regions of space)" if known else f"galaxies of another store ({part} part)"
+    return (
+        f"{', '.join(judge.main.source)} → {', '.join(judge.main.target)}, {folder.name} of {method_name(folder)}: "
+        f"{len(views)} maps of {count} {kind}"
+    )
 
 
-def _spread(scores: Mapping[str, Mapping[str, Values]], views: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Five maps from the worst to the best r(k), so that a figure shows no choice of ours."""
-    values = next(iter(scores.values()))["correlation"]
-    order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
-    order = order[: max(1, int(np.isfinite(values).sum()))]
-    return order[np.unique(np.linspace(0, len(order) - 1, 5).astype(int))]
-
-
-def _no_nan(value: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(value, Mapping):
-        return {k: _no_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_no_nan(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def _notes(judge: Judge, groups: NDArray[np.int64], measured: Mapping[str, Any], options: Options) -> list[str]:
+    ranges = [f"{c.domain} {judge.yardstick(c.domain).data_range:.4g} {c.unit}" for c in judge.channels]
+    faint = [f"{domain} {(~found['lit']).sum()}" for domain, found in measured.items()]
+    count = len(np.unique(groups))
+    others = [name for name, one in judge.translators.items() if not _known(judge, one) and one is not judge.main]
+    notes = [
+        f"Physical maps, linear stretch; dynamic range L of PSNR, SSIM and MS-SSIM: {', '.join(ranges)} (99.9 % "
+        "quantile of the lit training pixels).",
+        f"Maps without signal, left out of all rows but that of what is seen where there is none: {', '.join(faint)}.",
+        f"± is half of the {100 * options.level:g} % bootstrap interval over galaxies"
+        + (f", which with {count} independent ones is rough." if count < 10 else "."),
+        "The per-pixel relations are fitted on the training maps.",
+    ]
+    if judge.networks.labels:
+        stretches = ", ".join(f"{c.domain} {c.scaling.kind}" for c in judge.channels)
+        larger = f", enlarged to {LEAST} pixels" if judge.store.pixels < LEAST else ""
+        notes.append(
+            f"{', '.join(judge.networks.labels.values())}: on grey images in the checkpoint's scaling ({stretches}) "
+            f"to [-1, 1]{larger}."
+        )
+    drawn = [f"{name} {n}" for name, n in judge.draws.items() if n > 1]
+    if drawn:
+        notes.append(f"Draws a map for the calibration: {', '.join(drawn)}; the other rows are of one draw.")
+    notes += judge.networks.missing
+    if not _known(judge, judge.main):
+        notes.append("Galaxies that this store shares with the training's may have been trained on.")
+    if others:
+        notes.append(f"Trained on other data or another split, perhaps on these galaxies: {', '.join(others)}.")
+    return notes
 
 
 @command
@@ -493,16 +284,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = find_checkpoint(config.checkpoint)
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     output = Path(config.output or run / "evaluation")
-    result = evaluate(
-        folder,
-        store=open_stores(config.store) if config.store else None,
-        part=config.part,
-        output=output,
-        batch_size=config.batch_size,
-        precision=config.precision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    print(f"{result.table()}\nfigures and table: {output}")
+    try:
+        result = evaluate(
+            folder,
+            store=open_stores(config.store) if config.store else None,
+            part=config.part,
+            output=output,
+            batch_size=config.batch_size,
+            precision=config.precision,
+            trust_remote_code=config.trust_remote_code,
+            options=config,
+            distributed=True,
+        )
+        if launch_state().is_main_process:
+            print(f"{result.table()}\nfigures and table: {output}")
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,18 @@ from skyshift.datasets.store import MapStore
 from skyshift.plots import Panel, map_figure
 from skyshift.translate.translator import store_maps
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+"""Okabe & Ito: safe for colour-blind readers."""
+STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+STRUCTURE = {
+    "half_mass_radius": "half-mass radius\n[relative]",
+    "concentration": "concentration\nC",
+    "asymmetry": "asymmetry\nA",
+    "clumpiness": "clumpiness\nS",
+    "gini": "Gini",
+    "m20": "M20",
+}
+
 
 def _look(domain: str) -> tuple[str, str]:
     """Title and colour map of a domain, also of one that this package does not know."""
@@ -75,10 +87,8 @@ def spectra_figure(k: NDArray[np.floating], curves: Mapping[str, Mapping[str, ND
     """
     figure = Figure(figsize=(12.5, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
-    styles = ["-", "--", ":", "-."]
-    colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # Okabe & Ito: safe for colour-blind readers
     for number, (name, values) in enumerate(curves.items()):
-        colour, style = colours[number % 4], styles[number % 4]
+        colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
         for axis, x, y in (
             (axes[0], k, values["power_ratio"]),
             (axes[1], k, values["correlation"]),
@@ -106,4 +116,90 @@ def spectra_figure(k: NDArray[np.floating], curves: Mapping[str, Mapping[str, ND
     if axes[1].get_legend_handles_labels()[0]:
         axes[1].legend(fontsize=8, loc="lower left")
     figure.suptitle(f"Held-out galaxies, maps in {unit}; lines: median, bands: 16 to 84 %", fontsize=9)
+    return figure
+
+
+def structure_figure(
+    curves: Mapping[str, Mapping[str, NDArray[Any]]], scores: Mapping[str, Mapping[str, NDArray[Any]]], unit: str
+) -> Figure:
+    """One-point distributions, and differences in structure: median and 16-84 % of the maps, a mark a translator.
+
+    Args:
+        curves: Translator to ``edges`` (bins + 1,) of pixel values, and ``true_pixels`` and ``pixels`` (n, bins).
+        scores: Translator to differences (n,) of structure, estimate less truth.
+        unit: Of the maps.
+    """
+    figure = Figure(figsize=(12.5, 3.6), layout="constrained")
+    left, *axes = figure.subplots(1, 1 + len(STRUCTURE), width_ratios=[4.5] + [1] * len(STRUCTURE))
+    first = next(iter(curves.values()))
+    centres = np.sqrt(first["edges"][1:] * first["edges"][:-1])
+    decades = np.diff(np.log10(first["edges"]))
+
+    def draw(counts: NDArray[Any], **look: Any) -> None:
+        density = counts.sum(axis=0) / decades
+        left.plot(centres, np.where(density > 0, density, np.nan), **look)
+
+    draw(first["true_pixels"], color="0.0", linewidth=3, alpha=0.35, label="simulated")
+    for number, (name, values) in enumerate(curves.items()):
+        look = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
+        draw(values["pixels"], label=name, **look)
+        for axis, key in zip(axes, STRUCTURE, strict=True):
+            found = scores[name][key][np.isfinite(scores[name][key])]
+            if found.size:
+                low, middle, high = np.quantile(found, [0.16, 0.5, 0.84])
+                axis.plot([number, number], [low, high], color=look["color"], linewidth=1.5)
+                axis.plot(number, middle, "o", color=look["color"], markersize=5)
+    left.set(xscale="log", xlabel=f"pixel value [{unit}]", ylabel="pixels per dex", title="One-point distribution")
+    if first["true_pixels"].sum():
+        left.set_yscale("log")
+    left.title.set_fontsize(10)
+    left.legend(fontsize=7)
+    for axis, title in zip(axes, STRUCTURE.values(), strict=True):
+        axis.axhline(0.0, color="0.5", linewidth=0.8)
+        axis.set_title(title, fontsize=8)
+        axis.set_xticks([])
+        axis.set_xlim(-0.7, len(curves) - 0.3)
+        axis.tick_params(labelsize=7)
+        reach = max(abs(edge) for edge in axis.get_ylim())
+        axis.set_ylim(-reach, reach)
+    axes[0].set_ylabel("translated − simulated")
+    figure.suptitle("Held-out galaxies; dots: median, lines: 16 to 84 % of the maps", fontsize=9)
+    return figure
+
+
+def calibration_figure(curves: Mapping[str, Mapping[str, NDArray[Any]]]) -> Figure:
+    """Coverage, rank histogram, and spread against error: whether draws spread as the truth does.
+
+    Args:
+        curves: Translator to ``central`` (n, bins), ``ranks`` (n, draws + 1), ``spread`` and ``error`` (n,), as
+            :func:`skyshift.translate.evaluation_draws.calibrate` gives them.
+    """
+    figure = Figure(figsize=(11.5, 3.8), layout="constrained")
+    coverage, ranks, spread = figure.subplots(1, 3)
+    coverage.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
+    ranks.axhline(1.0, color="0.5", linewidth=0.8)
+    for number, (name, values) in enumerate(curves.items()):
+        look = {"color": COLOURS[number % len(COLOURS)], "label": name}
+        inside = np.concatenate([[0.0], np.cumsum(values["central"].sum(axis=0))])
+        if inside[-1]:
+            coverage.plot(np.linspace(0, 1, len(inside)), inside / inside[-1], **look)
+            share = values["ranks"].sum(axis=0)
+            ranks.stairs(share / share.mean(), np.linspace(0, 1, len(share) + 1), linewidth=1.5, **look)
+        spread.plot(values["spread"], values["error"], "o", markersize=3, alpha=0.7, **look)
+    ends = [end for axis in (spread.get_xlim(), spread.get_ylim()) for end in axis]
+    positive = [v for c in curves.values() for n in ("spread", "error") for v in c[n][np.isfinite(c[n])] if v > 0]
+    if positive:
+        spread.set(xscale="log", yscale="log")
+        ends = [min(positive), max(positive)]
+    spread.plot([min(ends), max(ends)], [min(ends), max(ends)], color="0.5", linewidth=0.8)
+    coverage.set(xlabel="central interval of the draws", ylabel="share of pixels inside", title="Coverage")
+    ranks.set(xlabel="rank of the truth / draws", ylabel="pixels / expected", title="Rank histogram", ylim=(0, None))
+    spread.set(
+        xlabel="spread of the draws / L", ylabel="error of their mean / L", title="Spread and error, a dot a map"
+    )
+    spread.tick_params(axis="both", which="both", labelsize=7)
+    spread.tick_params(axis="x", which="both", labelrotation=60)
+    for axis in (coverage, ranks, spread):
+        axis.title.set_fontsize(10)
+    coverage.legend(fontsize=8)
     return figure

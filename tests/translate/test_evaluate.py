@@ -2,12 +2,17 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from astropy import units
@@ -16,13 +21,17 @@ from skyshift.checkpoint import CheckpointError
 from skyshift.datasets.loading import Split, split_views
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
-from skyshift.translate.baselines import PixelRelation
-from skyshift.translate.evaluate import HEADLINE, METRICS, Evaluation, Yardstick, evaluate, interval, score
+from skyshift.translate.baselines import PixelRelation, simple_relations
+from skyshift.translate.evaluate import HEADLINE, METRICS, Evaluation, Options, Yardstick, evaluate, interval, score
 from skyshift.translate.evaluate import main as evaluate_command
+from skyshift.translate.metrics.pretrained import WeightsError
 from skyshift.translate.train import main as train_command
+from skyshift.translate.translator import find_checkpoint
 
 SPLIT = {"train": 0.5, "validation": 0.2, "test": 0.3, "seed": 0}
-FILES = ["maps.csv", "maps.png", "spectra.png", "summary.json", "table.md"]
+FILES = ["maps.csv", "maps.parquet", "maps.png", "spectra.png", "structure.png", "summary.json", "table.md"]
+
+MAPWISE = [metric.name for metric in METRICS if metric.summary is not None]
 
 
 @pytest.fixture
@@ -147,7 +156,7 @@ def test_maps_without_signal_are_counted_apart(rng):
 def test_the_margin_over_a_baseline_is_taken_galaxy_by_galaxy():
     """A translator that is 1 dB better on each of 50 galaxies of very different difficulty: 1 dB, without a doubt."""
     hard = np.random.default_rng(0).normal(30, 10, 50)
-    flat = dict.fromkeys([metric.name for metric in METRICS], np.ones(50))
+    flat = dict.fromkeys(MAPWISE, np.ones(50))
     scores = {"mine": {**flat, "psnr": hard + 1}, "per-pixel mean": {**flat, "psnr": hard}}
     result = Evaluation("title", "notes", {"hi": scores}, np.arange(50))
     margin = result.margins("hi")["psnr"]
@@ -204,7 +213,7 @@ def result_of(**rows):
     for name, (psnr, total, correlation) in rows.items():
         r = {"correlation": correlation, "large_correlation": correlation}
         given = {"psnr": psnr, "total_error": total, **r}
-        scores[name] = {metric.name: np.full(3, given.get(metric.name, 0.5)) for metric in METRICS}
+        scores[name] = {row: np.full(3, given.get(row, 0.5)) for row in MAPWISE}
     return Evaluation("title", "notes", {"hi": scores}, np.arange(3))
 
 
@@ -228,7 +237,7 @@ def test_the_table_is_markdown():
     assert lines[0] == "**title**"
     rows = [line for line in lines if line.startswith("|")]
     assert {row.count("|") for row in rows} == {4}
-    assert len(rows) == 2 + len(METRICS)
+    assert len(rows) == 2 + len(MAPWISE) + len({metric.group for metric in METRICS if metric.name in MAPWISE})
     assert "| PSNR [dB] | 30.00 ± 0.00 | 25.00 ± 0.00 |" in rows
     assert "| total, median absolute error [%] | 10.00 ± 0.00 | 20.00 ± 0.00 |" in rows
 
@@ -282,7 +291,7 @@ def test_it_judges_held_out_galaxies_alone(run, tiny_store):
     assert not judged & {group[view] for part in ("train", "validation") for view in views[part].tolist()}
     assert len(result.groups) == len(views["test"])
     assert f"{len(views['test'])} maps of {len(judged)} test galaxies" in result.title
-    assert list(result.scores["hi"]) == ["pix2pix", "per-pixel mean", "per-pixel median"]
+    assert list(result.scores["hi"]) == ["pix2pix", "per-pixel mean", "per-pixel median", "identity"]
     assert {v.shape for row in result.scores["hi"].values() for v in row.values()} == {(len(views["test"]),)}
 
 
@@ -311,12 +320,14 @@ def test_the_command_writes_its_files(run, tmp_path, capsys):
 
     summary = json.loads((output / "summary.json").read_text(), parse_constant=no_constant)
     assert set(summary["margins"]["hi"]) == set(HEADLINE)
-    assert set(summary["scores"]["hi"]["pix2pix"]) == {metric.name for metric in METRICS}
+    assert set(summary["scores"]["hi"]["pix2pix"]) == {
+        metric.name for metric in METRICS if metric.default and metric.group != "calibration"
+    }
     lines = list(csv.DictReader((output / "maps.csv").read_text().splitlines()))
-    assert {line["translator"] for line in lines} == {"pix2pix", "per-pixel mean", "per-pixel median"}
+    assert {line["translator"] for line in lines} == {"pix2pix", "per-pixel mean", "per-pixel median", "identity"}
     mine = [float(line["psnr"]) for line in lines if line["translator"] == "pix2pix"]
     assert np.mean(mine) == pytest.approx(summary["scores"]["hi"]["pix2pix"]["psnr"]["value"], rel=1e-5)
-    for name in ("maps.png", "spectra.png"):
+    for name in ("maps.png", "spectra.png", "structure.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -351,7 +362,7 @@ def test_a_sky_without_signal_is_judged(run, dark, tmp_path):
         "value": None,
         "interval": [None, None],
     }
-    left_out = re.search(r"left out of all but the last row: hi (\d+)", result.notes)
+    left_out = re.search(r"left out of all rows but that of what is seen where there is none: hi (\d+)", result.notes)
     assert left_out
     assert int(left_out.group(1)) == len(result.groups)
 
@@ -400,3 +411,109 @@ def test_an_evaluation_without_galaxies_is_refused_before_the_training(tiny_stor
         train(folder, tiny_store, "--evaluation", "true", "--data.split", "{train: 0.8, validation: 0.2, test: 0.0}")
     assert "there are no test galaxies to evaluate on" in capsys.readouterr().err
     assert not folder.exists()
+
+
+# --- several processes, several checkpoints, pretrained networks
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_files_of_one(run, tmp_path, shared, repository):
+    """Bit for bit: chunks of views are whole on one process, and both sides compute on one thread."""
+    arguments = ["--checkpoint", str(run), "--batch_size", "3", "--metrics", "[default,lpips,frechet,c2st]"]
+    arguments += ["--weights", str(shared / "weights"), "--resamples", "50"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        evaluate_command([*arguments, "--output", str(tmp_path / "one")])
+    finally:
+        torch.set_num_threads(threads)
+    script = (
+        "import sys\nfrom skyshift.engine import launch_state\nfrom skyshift.translate import evaluate\n"
+        "state = launch_state()\nopen(f'{sys.argv[1]}_{state.process_index}', 'w').write(str(state.num_processes))\n"
+        "evaluate.main(sys.argv[2:])\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(repository / "src")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        *launch,
+        str(tmp_path / "script.py"),
+        str(tmp_path / "world"),
+        *arguments,
+        "--output",
+        str(tmp_path / "two"),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"world_{process}").read_text() for process in (0, 1)] == ["2", "2"]
+    assert done.stdout.count("figures and table") == 1
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == FILES
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_other_checkpoints_stand_in_the_same_table(run, tmp_path):
+    twin = shutil.copytree(run, tmp_path / "twin")
+    result = evaluate(run, options=Options(baselines=[str(twin)], level=0.95, resamples=60))
+    names = list(result.scores["hi"])
+    assert names[:2] == ["pix2pix (run)", "pix2pix (twin)"]
+    np.testing.assert_array_equal(*(result.scores["hi"][name]["psnr"] for name in names[:2]))
+    assert "95 % bootstrap" in result.notes
+    facts = json.loads((find_checkpoint(twin) / "translation.json").read_text())
+    facts["source"][0]["domain"] = "dm"
+    (find_checkpoint(twin) / "translation.json").write_text(json.dumps(facts))
+    with pytest.raises(SkyshiftError, match=r"translates dm to hi.*gas to hi; they cannot be compared"):
+        evaluate(run, options=Options(baselines=[str(twin)]))
+
+
+def test_absent_weights_cost_nothing_else(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("SKYSHIFT_WEIGHTS", raising=False)
+    result = evaluate(run, options=Options(metrics=["all"], resamples=20), output=tmp_path / "out")
+    assert "Left out: LPIPS (AlexNet): no weights of AlexNet: there is no alexnet_features.safetensors" in result.notes
+    assert "c2st" in result.summary["hi"]["pix2pix"]
+    assert "lpips" not in result.summary["hi"]["pix2pix"]
+    with pytest.raises(WeightsError, match="--weights"):
+        evaluate(run, options=Options(metrics=["default", "lpips"]), output=tmp_path / "none")
+    with pytest.raises(SkyshiftError, match="several draws, pix2pix gives one"):
+        evaluate(run, options=Options(metrics=["calibration"]), output=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_maps_of_every_kind_in_parquet(run, tmp_path):
+    result = evaluate(run, output=tmp_path)
+    table = pq.read_table(tmp_path / "maps.parquet").to_pydict()
+    mine = [i for i, name in enumerate(table["translator"]) if name == "pix2pix"]
+    wanted = result.scores["hi"]["pix2pix"]["gini"]
+    np.testing.assert_array_equal(np.array(table["gini"], float)[mine], wanted)
+    assert len(table["map"]) == 4 * len(result.groups)
+
+
+def test_constant_maps_one_map_and_one_galaxy_are_judged():
+    for truth in (np.ones((1, 16, 16), np.float32), np.zeros((1, 16, 16), np.float32), np.ones((1, 8, 8), np.float32)):
+        side = np.full(1, 30.0)
+        found = score(truth, 2 * truth, side, Yardstick.fit(truth, side))
+        features = {"hi": {"network": {"truth": np.ones((1, 4)), "mine": np.ones((1, 4))}}}
+        features["hi"]["physical"] = features["hi"]["network"]
+        result = Evaluation("t", "n", {"hi": {"mine": found, "mean": found}}, np.zeros(1, int), features)
+        table = result.table()
+        assert "nan" not in table
+        assert "| Fréchet distance | – | – |" in table
+
+
+def test_level_and_resamples_are_checked():
+    with pytest.raises(SkyshiftError, match=r"0\.68 for 68 %"):
+        Options(level=68)
+    with pytest.raises(SkyshiftError, match="resamples ≥ 1"):
+        Options(resamples=0)
+
+
+def test_the_scaled_source_is_the_best_multiple(rng):
+    source, target = rng.uniform(size=(2, 4, 8, 8))
+    found = simple_relations(source, target, "K", "Msun / kpc2")
+    assert list(found) == ["per-pixel mean", "per-pixel median", "scaled source"]
+    factor = found["scaled source"].factor
+    assert factor == pytest.approx(np.linalg.lstsq(source.reshape(-1, 1), target.ravel())[0][0])
+    same = simple_relations(source, target, "Msun / kpc2", "Msun / pc2")["identity"]
+    np.testing.assert_allclose(same(source), source * 1e-6, rtol=1e-6)
