@@ -1,4 +1,4 @@
-"""The variational autoencoder: its divergence, its draws, and bad arguments."""
+"""Variational autoencoder and normalizing flow: divergences, densities, draws, and bad arguments."""
 
 import pytest
 import torch
@@ -6,7 +6,9 @@ from torch.distributions import Normal, kl_divergence
 
 from skyshift.errors import SkyshiftError
 from skyshift.translate.methods.base import Noise
+from skyshift.translate.methods.normalizing_flow import NormalizingFlow
 from skyshift.translate.methods.vae import VAE
+from skyshift.translate.networks.conditional_flow import ConditionalFlow
 from skyshift.translate.networks.latent import LatentUNet, gaussian_kl
 
 
@@ -46,3 +48,49 @@ def test_loss_is_the_negative_bound_and_trains_every_weight():
 def test_bad_weights_are_refused(arguments):
     with pytest.raises(SkyshiftError, match=f"{next(iter(arguments))} of the vae is"):
         _vae(**arguments)
+
+
+def _flow() -> ConditionalFlow:
+    torch.manual_seed(0)
+    flow = ConditionalFlow(1, 1, width=4, levels=2, blocks=2)
+    for parameter in flow.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)  # away from the trivial start
+    return flow
+
+
+@torch.no_grad()
+def test_flow_is_inverted():
+    flow, y, x = _flow(), torch.randn(2, 1, 8, 12), torch.randn(2, 1, 8, 12)
+    parts, _ = flow(y, x)
+    assert [tuple(p.shape[1:]) for p in parts] == flow.latent_shapes(8, 12)
+    torch.testing.assert_close(flow.inverse(parts, x), y, rtol=0, atol=1e-5)  # float32 over four blocks
+
+
+def test_determinant_is_that_of_the_jacobian():
+    flow, y, x = _flow().double(), torch.randn(1, 1, 4, 4).double(), torch.randn(1, 1, 4, 4).double()
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: torch.cat([p.flatten() for p in flow(v.reshape(1, 1, 4, 4), x)[0]]), y.flatten()
+    )
+    torch.testing.assert_close(flow(y, x)[1][0], torch.linalg.slogdet(jacobian)[1], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_flow_draws_depend_on_their_seeds_alone_at_odd_sizes():
+    method, source = NormalizingFlow(1, 1, flow=lambda s, t: _flow()), torch.rand(3, 1, 17, 21)
+    together = method.translate(source, noise=Noise([5, 6, 7]))
+    assert together.shape == source.shape
+    torch.testing.assert_close(together[1:2], method.translate(source[1:2], noise=Noise([6])), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", [{"temperature": -1.0}, {"floor": float("nan")}])
+def test_bad_numbers_of_the_flow_are_refused(arguments):
+    with pytest.raises(SkyshiftError, match=f"{next(iter(arguments))} of the normalizing flow"):
+        NormalizingFlow(1, 1, **arguments)
+
+
+def test_flow_refuses_physics_losses():
+    method = NormalizingFlow(1, 1, flow=lambda s, t: _flow())
+    method.physics = lambda estimate, batch: (estimate.mean(), {})
+    with pytest.raises(SkyshiftError, match="physics losses"):
+        method.loss("flow", {"flow": method.flow}, {}, {})
