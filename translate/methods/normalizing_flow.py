@@ -49,7 +49,7 @@ class NormalizingFlow(TranslationMethod):
         source_channels: int,
         target_channels: int,
         *,
-        flow: Callable[[int, int], nn.Module] = lambda source, target: ConditionalFlow(source, target),
+        flow: Callable[[int, int], ConditionalFlow] = lambda source, target: ConditionalFlow(source, target),
         floor: float = 0.02,
         temperature: float = 1.0,
     ) -> None:

@@ -51,7 +51,7 @@ class VAE(TranslationMethod):
         source_channels: int,
         target_channels: int,
         *,
-        autoencoder: Callable[[int, int], nn.Module] = lambda source, target: LatentUNet(source, target),
+        autoencoder: Callable[[int, int], LatentUNet] = lambda source, target: LatentUNet(source, target),
         beta: float = 1.0,
         warm_up: int = 200,
         pixel_noise: bool = True,

@@ -18,7 +18,7 @@ from skyshift.errors import SkyshiftError
 from skyshift.translate.networks.blocks import initialise, pad_to_multiple, require_at_least
 
 try:
-    from FrEIA.modules import AllInOneBlock
+    from FrEIA.modules import AllInOneBlock  # type: ignore[import-untyped]
 except ImportError as error:
     raise SkyshiftError("normalizing flows need FrEIA: pip install 'FrEIA>=0.2'") from error
 
@@ -114,7 +114,9 @@ def _block(channels: int, width: int) -> nn.Module:
             nn.Conv2d(width, after, 3, padding=1),
         )
         initialise(layers)
-        nn.init.zeros_(layers[-1].weight)  # the block begins as a permutation and a scale (Glow)
+        final = layers[-1]
+        assert isinstance(final, nn.Conv2d)
+        nn.init.zeros_(final.weight)  # the block begins as a permutation and a scale (Glow)
         return layers
 
     return AllInOneBlock(
