@@ -12,13 +12,20 @@ The scaled estimate is first limited to :data:`LIMIT`, beyond which sinh overflo
 passes there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from skyshift.datasets.scaling import Scaling
 from skyshift.errors import SkyshiftError
+from skyshift.naming import unknown
+from skyshift.translate.methods.base import Conservation
+
+if TYPE_CHECKING:
+    from skyshift.translate.translator import Channel
 
 LIMIT = 3.0
 """Largest size of a scaled value that is taken back to physical ones; 1 is the 99.9 % quantile of the training maps."""
@@ -60,6 +67,44 @@ class TotalConservation:
             y = torch.where(held > 0, y, x)
             held = y.sum(dim=(1, 2), keepdim=True)
             factor = x.sum(dim=(1, 2), keepdim=True) / torch.where(held > 0, held, 1.0)
-            kept = self.target_scaling.forward(y * factor).to(estimate.dtype)
+            y = y * factor
+            # A root has an infinite slope at zero: empty pixels go around it, stay empty and pass no gradient.
+            kept = torch.where(y > 0, self.target_scaling.forward(torch.where(y > 0, y, 1.0)), 0.0).to(estimate.dtype)
         parts = [kept if i == self.target else estimate[:, i] for i in range(estimate.shape[1])]
         return torch.stack(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class ConserveConfig:
+    """What the output is made to keep.
+
+    Attributes:
+        total: Source domain whose total the one target domain is given, map by map; empty for none. Both have the same
+            unit and mean the same (clean and observed flux, say).
+    """
+
+    total: str = ""
+
+
+def conservation(
+    config: ConserveConfig, source: "Sequence[Channel]", target: "Sequence[Channel]"
+) -> Conservation | None:
+    """What a configuration asks for, ``None`` where that is nothing.
+
+    Raises:
+        SkyshiftError: The domain is no source, the units differ, or there are several targets.
+    """
+    if not config.total:
+        return None
+    names = [channel.domain for channel in source]
+    if config.total not in names:
+        raise SkyshiftError(f"conserve.total: {unknown('source domain', config.total, names)}")
+    if len(target) != 1:
+        raise SkyshiftError(f"conserve.total gives one target domain its total, there are {len(target)}")
+    index = names.index(config.total)
+    if source[index].unit != target[0].unit:
+        raise SkyshiftError(
+            f"conserve.total: {config.total} is in {source[index].unit}, {target[0].domain} in {target[0].unit}; "
+            "a total is kept between maps of the same unit"
+        )
+    return TotalConservation(index, 0, source[index].scaling, target[0].scaling)

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
-from skyshift.datasets.scaling import Asinh, Linear
+from skyshift.datasets.scaling import Asinh, Linear, Power
+from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
-from skyshift.translate.conservation import TotalConservation
+from skyshift.translate.conservation import ConserveConfig, TotalConservation, conservation
 from skyshift.translate.losses.physics_terms import TERMS, PhysicsConfig, PhysicsTerms, observed, power, radial_sums
 from skyshift.translate.metrics import physics
+from skyshift.translate.train import main
+from skyshift.translate.translator import Channel, Translator
 
 SCALING = Asinh(softening=1e4, span=1e7)
 ALL = PhysicsConfig(1.0, 1.0, 1.0, 1.0, beam=2.0)
@@ -69,13 +73,14 @@ def test_a_beam_keeps_the_flux_and_has_its_width():
     assert float(seen[32, 35] / seen[32, 32]) == pytest.approx(0.5, rel=1e-12)  # half the maximum at half the width
 
 
-def test_the_total_is_that_of_the_source():
-    conserve = TotalConservation(0, 0, Asinh(1e3, 1e8), SCALING)
+@pytest.mark.parametrize("scaling", [SCALING, Power(1e7)])
+def test_the_total_is_that_of_the_source(scaling):
+    conserve = TotalConservation(0, 0, Asinh(1e3, 1e8), scaling)
     source = maps(3).float()
     estimate = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(1), requires_grad=True)
     kept = conserve(source, estimate)
     before = Asinh(1e3, 1e8).inverse(source[:, 0].double()).sum((1, 2))
-    after = SCALING.inverse(kept[:, 0].double())
+    after = scaling.inverse(kept[:, 0].double())
     assert (after >= 0).all()
     np.testing.assert_allclose(after.detach().sum((1, 2)), before, rtol=1e-6)  # float32 of the scaled values
     kept.square().sum().backward()
@@ -95,3 +100,27 @@ def test_what_makes_no_sense_is_refused():
         PhysicsConfig(total=-1)
     with pytest.raises(SkyshiftError, match="with an offset cannot conserve a total; use asinh"):
         TotalConservation(0, 0, SCALING, Linear(offset=1.0))
+
+
+def test_a_run_keeps_its_total_at_the_physical_output(tiny_store, tmp_path):
+    options = ["--data.build=", "--data.source=[gas]", "--data.target=[hi]", "--conserve.total=gas"]
+    options += ["--physics.power_spectrum=0.1", "--training.steps=2", "--training.batch_size=2", "--evaluation=false"]
+    options += [f"--method.init_args.{player}.init_args.width=4" for player in ("generator", "discriminator")]
+    AcceleratorState._reset_state(True)
+    main(["--data.store", str(tiny_store), "--output", str(tmp_path / "run"), *options])
+    AcceleratorState._reset_state(True)
+    store = MapStore(tiny_store)
+    views = np.asarray(store.catalogue()["view"])[:4]
+    hi = Translator.from_pretrained(tmp_path / "run", device="cpu")(store, views)["hi"].values
+    gas = store.maps("gas", views)
+    # Scaled values are float32: a part in ten million of up to ten e-folds, less over all pixels.
+    np.testing.assert_allclose(hi.sum((1, 2), dtype=float), gas.sum((1, 2), dtype=float), rtol=2e-6)
+    assert "power_spectrum" in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_total_of_another_unit_or_of_no_source_is_refused():
+    gas, hi = Channel.of("gas", "Msun/kpc2", SCALING), Channel.of("temperature", "K", SCALING)
+    with pytest.raises(SkyshiftError, match="gas is in Msun/kpc2, temperature in K"):
+        conservation(ConserveConfig("gas"), [gas], [hi])
+    with pytest.raises(SkyshiftError, match="unknown source domain 'gass'"):
+        conservation(ConserveConfig("gass"), [gas], [hi])

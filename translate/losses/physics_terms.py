@@ -58,6 +58,11 @@ class PhysicsConfig:
         if self.observation and not self.beam:
             raise SkyshiftError("physics.beam is 0: an observation needs a beam of some pixels")
 
+    @property
+    def active(self) -> bool:
+        """Whether any of them counts."""
+        return any((self.total, self.power_spectrum, self.radial_profile, self.observation))
+
 
 def _ring_sums(maps: Tensor, ring: Tensor, bins: int) -> Tensor:
     """Sums of (n, h, w) over the bins that ``ring`` (h·w,) names, (n, bins); index ``bins`` is dropped."""
@@ -75,7 +80,7 @@ def power(maps: Tensor) -> Tensor:
     height, width = maps.shape[1:]
     _, ring, bins = _modes((height, width), None)
     index = torch.from_numpy(ring).to(maps.device)
-    square = torch.fft.fft2(maps).abs().square() / (height * width)
+    square = torch.view_as_real(torch.fft.fft2(maps)).square().sum(-1) / (height * width)
     return _ring_sums(square, index, bins) / _ring_sums(torch.ones_like(maps[:1]), index, bins)
 
 
