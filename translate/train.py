@@ -25,9 +25,11 @@ from skyshift.command import command, parse
 from skyshift.engine import Hooks, Trainer, TrainingConfig, launch_state, require_free
 from skyshift.errors import SkyshiftError
 from skyshift.files import write_text
+from skyshift.translate.conservation import ConserveConfig, conservation
 from skyshift.translate.data import DataConfig, TranslationData
 from skyshift.translate.evaluate import evaluate
 from skyshift.translate.figures import comparison_figure
+from skyshift.translate.losses.physics_terms import PhysicsConfig, PhysicsTerms
 from skyshift.translate.methods.base import TranslationMethod
 from skyshift.translate.methods.pix2pix import Pix2Pix
 from skyshift.translate.networks.patchgan import PatchGAN
@@ -47,6 +49,8 @@ class TrainConfig:
         data: What to train on.
         method: How to translate; called with the numbers of source and target channels.
         training: How long, how fast, how exactly.
+        physics: Weights of losses on physical maps, beside the method's own; all off by default.
+        conserve: What the output is made to keep, in training and in inference; nothing by default.
         output: Folder of the run.
         resume: Continue from the last checkpoint in ``output``, if there is one.
         evaluation: Evaluate on the held-out galaxies at the end.
@@ -55,6 +59,8 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     method: Callable[[int, int], TranslationMethod] = Pix2Pix  # by its class, which can be written to a file
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    physics: PhysicsConfig = field(default_factory=PhysicsConfig)
+    conserve: ConserveConfig = field(default_factory=ConserveConfig)
     output: str = "runs/gas_to_hi"
     resume: bool = False
     evaluation: bool = True
@@ -155,6 +161,12 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     method = config.method(len(config.data.source), len(config.data.target))
     if method.needs_pairs and not config.data.paired:
         raise SkyshiftError(f"{type(method).__name__} learns from pairs; set data.paired true or choose another method")
+    translation = data.translation
+    if config.physics.active:
+        if not config.data.paired:
+            raise SkyshiftError("physics compares with the target of the same view; set data.paired true")
+        method.physics = PhysicsTerms(config.physics, [channel.scaling for channel in translation.target])
+    method.conservation = conservation(config.conserve, translation.source, translation.target)
     text = yaml.safe_dump(plain, sort_keys=False)
 
     def describe(folder: Path) -> None:

@@ -26,6 +26,7 @@ from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.scaling import Scaling, scaling_from_dict
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
+from skyshift.translate.conservation import ConserveConfig, conservation
 from skyshift.translate.hub import download, is_hub_name
 from skyshift.translate.methods.base import TranslationMethod
 
@@ -207,11 +208,14 @@ class Translator:
         folder = find_checkpoint(folder)
         translation = Translation.read(folder)
         try:
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["method"]
+            run = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            config = run["method"]
             config["class_path"]
+            conserve = ConserveConfig(**(run.get("conserve") or {}))
         except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
             raise CheckpointError(f"{folder / 'config.yaml'} names no method ({error!r})") from None
         method = make_method(config, len(translation.source), len(translation.target), trust_remote_code)
+        method.conservation = conservation(conserve, translation.source, translation.target)
         try:
             weights = load_tensors(folder / "model.safetensors")[0]
             for name in method.discriminators:  # which an export for inference may leave out, each as a whole
