@@ -47,14 +47,11 @@ class Standardise(nn.Module):
         if self.known:
             return
         maps = maps.float()
-        moments = torch.stack([torch.ones_like(maps), maps, maps.square()]).mean((1, 3, 4))
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(moments)
-        _, mean, square = moments / moments[0]
-        deviation = (square - mean.square()).clamp(min=0).sqrt()
-        varies = deviation > 1e-4 * mean.abs().clamp(min=1e-3)  # float32 knows no smaller difference of squares
-        self.centre.copy_(mean.view_as(self.centre))
-        self.spread.copy_(torch.where(varies, deviation, 1.0).view_as(self.spread))
+        mean = _mean(maps)
+        deviation = _mean((maps - mean).square()).sqrt()
+        varies = deviation > 1e-6 * mean.abs().clamp(min=1e-3)  # of a constant, float32 leaves 1e-7
+        self.centre.copy_(mean)
+        self.spread.copy_(torch.where(varies, deviation, 1.0))
         self.known.fill_(True)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -64,3 +61,12 @@ class Standardise(nn.Module):
     def undo(self, standard: Tensor) -> Tensor:
         """The inverse."""
         return standard * self.spread + self.centre
+
+
+def _mean(maps: Tensor) -> Tensor:
+    """Over maps, pixels and processes, (1, channels, 1, 1)."""
+    mean = maps.mean((0, 2, 3), keepdim=True)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(mean)
+        mean /= distributed.get_world_size()
+    return mean
