@@ -409,6 +409,14 @@ def test_the_network_takes_any_size_channels_and_time(size, attention):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
+def test_the_border_is_not_told_from_the_middle_unless_zeros_say_so():
+    for padding in ("reflect", "replicate", "zeros"):
+        network = DiffusionUNet(1, 1, width=4, depth=2, padding=padding)
+        nn.init.normal_(network.network.conv_out.weight)
+        flat = network(torch.full((1, 1, 32, 32), 0.7), torch.zeros(1))
+        assert (flat.std() > 1e-2) == (padding == "zeros"), padding
+
+
 def test_places_far_apart_see_each_other_only_with_attention():
     """Once the groups' statistics are set aside, a changed corner is not seen at the other end without attention."""
     for attention in (False, True):

@@ -4,8 +4,9 @@ Level l has width·min(2^l, 4) channels on a grid 2^l times coarser, with residu
 sines and cosines (periods from 2π to 2π·10^4, so times of 0 to about 1000 are told apart) pass a small network and are
 added to the features of every block. Every block is normalised per group of channels and map, and joined to its input.
 
-Maps whose sides 2^depth does not divide are padded and cropped. The convolutions inside are diffusers' and take zeros
-beyond the border of the (padded) map, whatever ``padding`` says: they can tell the border from the middle.
+Maps whose sides 2^depth does not divide are padded and cropped. diffusers' convolutions take zeros beyond the border,
+by which a network tells the border from the middle, and after a short training speckles it. They are told to continue
+the features as the maps are continued instead; zeros remain a choice.
 
 References:
     Ho, Jain & Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
@@ -41,7 +42,7 @@ class DiffusionUNet(nn.Module):
         dropout: Probability that a residual block forgets a value, while training.
         attention: Self-attention at the deepest level: every place sees the whole map, so that large maps cannot be
             translated tile by tile.
-        padding: How maps are continued to a size that 2^depth divides.
+        padding: How maps (to a size that 2^depth divides) and features continue beyond their border.
 
     Attributes:
         attention: Whether places far apart see each other.
@@ -82,6 +83,9 @@ class DiffusionUNet(nn.Module):
         )
         nn.init.zeros_(network.conv_out.weight)
         nn.init.zeros_(network.conv_out.bias)
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0):
+                layer.padding_mode = padding
         self.network = network
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
