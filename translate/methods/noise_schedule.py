@@ -51,7 +51,7 @@ def signal_shares(schedule: Schedule, times: int, zero_terminal_snr: bool = Fals
     Args:
         schedule: How β grows.
         times: T, at least 20.
-        zero_terminal_snr: Whether the last time has no signal (ᾱ = 2^-24).
+        zero_terminal_snr: Whether the last time has no signal: ᾱ = 2^-24, or a quarter of that before where less.
     """
     if schedule == "squaredcos_cap_v2":
         betas = betas_for_alpha_bar(times)
@@ -63,7 +63,8 @@ def signal_shares(schedule: Schedule, times: int, zero_terminal_snr: bool = Fals
         betas = rescale_zero_terminal_snr(betas)
     shares = torch.cumprod(1.0 - betas.double(), 0)
     if zero_terminal_snr:
-        shares[-1] = _NO_SIGNAL
+        # ``linear`` at T = 1000 comes to 4e-9 the time before; where ᾱ rose again, a sampler's root would be NaN.
+        shares[-1] = min(_NO_SIGNAL, float(shares[-2]) / 4)
     return shares.float()
 
 
