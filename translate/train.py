@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 from matplotlib.figure import Figure
 from torch import nn
 
-from skyshift.checkpoint import CheckpointError
+from skyshift.checkpoint import CheckpointError, best
 from skyshift.command import command, parse
 from skyshift.engine import Hooks, Trainer, TrainingConfig, launch_state, require_free
 from skyshift.errors import SkyshiftError
@@ -34,6 +34,7 @@ from skyshift.translate.networks.patchgan import PatchGAN
 from skyshift.translate.networks.resnet import ResNet
 from skyshift.translate.networks.unet import UNet
 from skyshift.translate.translator import Translation, Translator
+from skyshift.translate.validation import DIRECTIONS, Validator
 
 DEFAULT_CONFIG = "translate/gas_to_hi.yaml"
 NETWORKS = (UNet, ResNet, PatchGAN)
@@ -75,6 +76,7 @@ def _sampler(data: TranslationData) -> Callable[[nn.Module], Figure]:
 
 _FREE = {"output", "resume", "evaluation"}
 _FREE_TRAINING = {"workers", "log_every", "sample_every", "checkpoint_every", "keep"}
+_FREE_TRAINING |= {"batch_size", "accumulate"}  # of which the loop itself sees to what may change
 
 
 def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         plain: The same as plain values, stored in every checkpoint.
 
     Returns:
-        The last checkpoint.
+        The best checkpoint where the run validates, else the last.
     """
     launch_state()
     found = require_free(Path(config.output), config.resume)
@@ -161,17 +163,21 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         data.translation.write(folder)
 
+    hooks = Hooks(describe, _sampler(data), data.identify, directions=DIRECTIONS)
+    if config.training.validate_every and len(data.views["validation"]):
+        hooks.validate = Validator(data)
     trainer = Trainer(
         method,
         lambda plan: data.loader(config.training, plan),
         config.training,
         Path(config.output),
-        Hooks(describe, _sampler(data), data.identify),
+        hooks,
         resume=config.resume,
     )
     if trainer.accelerator.is_main_process:
         write_text(Path(config.output) / "config.yaml", text)
     checkpoint = trainer.run()
+    checkpoint = best(Path(config.output)) or checkpoint
     if config.evaluation and trainer.accelerator.is_main_process:
         # Maps are evaluated in float32, whatever precision they were trained in.
         # What this very configuration named is trusted.

@@ -329,7 +329,7 @@ class Trainer:
         found: list[Any] = [None]
         if self.accelerator.is_main_process:
             devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-            with torch.random.fork_rng(devices), self.averaged_method() as method:
+            with torch.no_grad(), torch.random.fork_rng(devices), self.averaged_method() as method:
                 found = [{name: float(value) for name, value in self.hooks.validate(method).items()}]
         values = broadcast_object_list(found)[0]
         self._record({"step": self.step, **{f"validation/{name}": value for name, value in values.items()}})
