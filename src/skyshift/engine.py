@@ -23,7 +23,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +176,7 @@ class Trainer:
             window: list[dict[str, Tensor]] = []
             started, started_at = time.perf_counter(), self.step
             while self.step < training.steps:
-                self._set_rates()
-                for _ in range(training.accumulate):
-                    window.append(self._micro_step(next(batches)))
-                self._move(stop)
-                if self.average is not None:
-                    self.average.update_parameters(averaged_networks(self.method))
-                self.step += 1
+                window += self._optimizer_step(batches, stop)
                 bar.update()
                 if self.step % training.log_every == 0 or self.step == training.steps:
                     seconds = time.perf_counter() - started
@@ -210,6 +204,23 @@ class Trainer:
         for tracker in accelerator.trackers:  # not end_training(), which would end the process group as well
             tracker.finish()
         return self._last_checkpoint()
+
+    def trial_steps(self, batches: Iterator[Batch]) -> Iterator[None]:
+        """Optimizer steps that leave nothing behind but changed weights, to be timed; one for each item."""
+        self.method.train()
+        while True:
+            self._optimizer_step(batches, StopSignal())
+            yield
+
+    def _optimizer_step(self, batches: Iterator[Batch], stop: StopSignal) -> list[dict[str, Tensor]]:
+        """One step of every player; what each micro-batch has to log."""
+        self._set_rates()
+        logs = [self._micro_step(next(batches)) for _ in range(self.training.accumulate)]
+        self._move(stop)
+        if self.average is not None:
+            self.average.update_parameters(averaged_networks(self.method))
+        self.step += 1
+        return logs
 
     def _micro_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward and backward of every player; the losses and their parts, to log."""

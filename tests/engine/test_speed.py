@@ -36,7 +36,7 @@ def run_of(folder, method=None, *, resume=False, fail_at=None, **training):
     set_seed(0)
     options = {"steps": 2, "batch_size": 2, "precision": "no", "log_every": 1, "checkpoint_every": 1, "average": 0.9}
     config = TrainingConfig(**{**options, **training})
-    method = method or pix2pix()
+    method = (method or pix2pix)()
 
     def loader(plan):
         for number in range(plan.first, plan.last):
@@ -80,7 +80,10 @@ def assert_same_run(one, other, tolerance):
         mine, wanted = weights_of(one, file), weights_of(other, file)
         assert mine.keys() == wanted.keys()
         for name in wanted:
-            torch.testing.assert_close(mine[name], wanted[name], rtol=0, atol=2 * 2e-4)  # two steps of Adam
+            # Two steps of Adam, of up to the learning rate either way where a gradient is rounding alone.
+            torch.testing.assert_close(mine[name], wanted[name], rtol=0, atol=4 * 2e-4)
+        distance = torch.cat([(mine[name].float() - wanted[name].float()).ravel() for name in wanted]).abs()
+        assert float(distance.median()) < 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,7 @@ def test_recomputed_activations_give_the_same_run(plain, tmp_path):
 
 def test_recomputed_activations_draw_the_same_dropout(tmp_path):
     for name, again in (("kept", False), ("again", True)):
-        run_of(tmp_path / name, pix2pix(dropout=0.5), checkpoint_activations=again).run()
+        run_of(tmp_path / name, lambda: pix2pix(dropout=0.5), checkpoint_activations=again).run()
     for name, value in weights_of(tmp_path / "kept").items():
         torch.testing.assert_close(weights_of(tmp_path / "again")[name], value, rtol=0, atol=1e-6)
 
@@ -182,7 +185,7 @@ class Line(Method):
 
 def test_a_network_without_blocks_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="no network of this method has blocks"):
-        run_of(tmp_path, Line(), checkpoint_activations=True)
+        run_of(tmp_path, Line, checkpoint_activations=True)
 
 
 # --- compiling
@@ -193,13 +196,30 @@ def test_compiling_and_recomputing_together_is_refused():
         TrainingConfig(compile=True, checkpoint_activations=True)
 
 
+class Small(Method):
+    """One convolution, which compiles in seconds."""
+
+    players = averaged = ("net",)
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.LeakyReLU(0.2))
+
+    def loss(self, player, networks, batch, shared):
+        return networks["net"](batch["source"]).square().mean(), {}
+
+
 @pytest.mark.slow
-def test_a_compiled_run_is_the_same_run(plain, tmp_path):
-    """With plain names, and averaged weights that a plain run goes on from."""
-    run_of(tmp_path, compile=True, keep=2).run()
-    assert not [name for name in weights_of(tmp_path) if "_orig_mod" in name]
-    assert_same_run(tmp_path, plain, 1e-5)  # fused operations round differently
-    run_of(tmp_path, resume=True, steps=3).run()
+def test_a_compiled_run_is_the_same_run(tmp_path):
+    """With plain names, and averaged weights that a plain run could go on from."""
+    for name, compiled in (("plain", False), ("compiled", True)):
+        run_of(tmp_path / name, Small, compile=compiled, steps=3).run()
+    for file in ("model", "average"):
+        mine, wanted = (weights_of(tmp_path / name, file) for name in ("compiled", "plain"))
+        assert mine.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(mine[name], value, rtol=0, atol=1e-6)  # fused operations round differently
+    run_of(tmp_path / "compiled", Small, resume=True, steps=4).run()
 
 
 NO_COMPILER = """
@@ -233,7 +253,7 @@ def test_a_run_goes_on_with_its_steps_divided_otherwise(tmp_path, division, caps
     assert "the same 4 samples a step, in the same order, but not bit for bit" in capsys.readouterr().out
     mine, wanted = weights_of(tmp_path / "broken"), weights_of(tmp_path / "straight")
     for name, value in wanted.items():
-        torch.testing.assert_close(mine[name], value, rtol=0, atol=2 * 2e-4)  # two steps of Adam after the change
+        torch.testing.assert_close(mine[name], value, rtol=0, atol=4 * 2e-4)  # two steps of Adam after it
     distance = torch.cat([(mine[name] - value).ravel() for name, value in wanted.items()]).abs()
     assert float(distance.median()) < 1e-6  # and nearly all of them alike: the samples were the same
 
@@ -248,7 +268,7 @@ def test_a_step_of_other_samples_is_refused(tmp_path):
 def test_another_method_is_refused_and_nothing_is_lost(tmp_path):
     run_of(tmp_path, steps=1).run()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for method in (Line(), pix2pix(norm="none")):
+    for method in (Line, lambda: pix2pix(norm="none")):
         with pytest.raises(CheckpointError, match="is of another method or other networks"):
             run_of(tmp_path, method, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
