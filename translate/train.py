@@ -9,8 +9,10 @@ Without ``--config`` it runs the embedded default: a toy simulation in the real 
 import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torch is imported
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from accelerate.utils import set_seed
 from matplotlib.figure import Figure
 from torch import nn
 
-from skyshift.checkpoint import CheckpointError
+from skyshift.batch_size import chosen, facts, find_batch_size, table
+from skyshift.checkpoint import CheckpointError, best
 from skyshift.command import command, parse
-from skyshift.engine import Hooks, Trainer, TrainingConfig, launch_state, require_free
+from skyshift.engine import Hooks, LoaderPlan, Trainer, TrainingConfig, launch_state, require_free
 from skyshift.errors import SkyshiftError
-from skyshift.files import write_text
+from skyshift.files import write_json, write_text
 from skyshift.translate.conservation import ConserveConfig, conservation
 from skyshift.translate.data import DataConfig, TranslationData
 from skyshift.translate.evaluate import evaluate
@@ -36,6 +39,7 @@ from skyshift.translate.networks.patchgan import PatchGAN
 from skyshift.translate.networks.resnet import ResNet
 from skyshift.translate.networks.unet import UNet
 from skyshift.translate.translator import Translation, Translator
+from skyshift.translate.validation import DIRECTIONS, Validator
 
 DEFAULT_CONFIG = "translate/gas_to_hi.yaml"
 NETWORKS = (UNet, ResNet, PatchGAN)
@@ -54,6 +58,7 @@ class TrainConfig:
         output: Folder of the run.
         resume: Continue from the last checkpoint in ``output``, if there is one.
         evaluation: Evaluate on the held-out galaxies at the end.
+        find_batch_size: Do not train: try batch sizes, print their speeds and write them to ``batch_size.json``.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -64,6 +69,7 @@ class TrainConfig:
     output: str = "runs/gas_to_hi"
     resume: bool = False
     evaluation: bool = True
+    find_batch_size: bool = False
 
 
 def _sampler(data: TranslationData) -> Callable[[nn.Module], Figure]:
@@ -79,8 +85,9 @@ def _sampler(data: TranslationData) -> Callable[[nn.Module], Figure]:
     return draw
 
 
-_FREE = {"output", "resume", "evaluation"}
+_FREE = {"output", "resume", "evaluation", "find_batch_size"}
 _FREE_TRAINING = {"workers", "log_every", "sample_every", "checkpoint_every", "keep"}
+_FREE_TRAINING |= {"batch_size", "accumulate"}  # of which the loop itself sees to what may change
 
 
 def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,9 +152,11 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         plain: The same as plain values, stored in every checkpoint.
 
     Returns:
-        The last checkpoint.
+        The best checkpoint where the run validates, else the last; or the file of batch sizes.
     """
     launch_state()
+    if config.find_batch_size:
+        return batch_sizes(config)
     found = require_free(Path(config.output), config.resume)
     if found:
         _require_same_settings(found, plain)
@@ -173,17 +182,21 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         data.translation.write(folder)
 
+    hooks = Hooks(describe, _sampler(data), data.identify, directions=DIRECTIONS)
+    if config.training.validate_every and len(data.views["validation"]):
+        hooks.validate = Validator(data)
     trainer = Trainer(
         method,
         lambda plan: data.loader(config.training, plan),
         config.training,
         Path(config.output),
-        Hooks(describe, _sampler(data), data.identify),
+        hooks,
         resume=config.resume,
     )
     if trainer.accelerator.is_main_process:
         write_text(Path(config.output) / "config.yaml", text)
     checkpoint = trainer.run()
+    checkpoint = best(Path(config.output)) or checkpoint
     if config.evaluation and trainer.accelerator.is_main_process:
         # Maps are evaluated in float32, whatever precision they were trained in.
         # What this very configuration named is trusted.
@@ -192,6 +205,33 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         print(f"checkpoint: {checkpoint}\nfigures and table: {output}")
     trainer.accelerator.wait_for_everyone()
     return checkpoint
+
+
+def batch_sizes(config: TrainConfig) -> Path:
+    """Try batch sizes with steps of this very run, without training it; see :mod:`skyshift.batch_size`.
+
+    Returns:
+        ``batch_size.json`` in the output folder, with the chosen size and all trials.
+    """
+    data = TranslationData(config.data, config.data.open(), config.training.seed)
+    output = Path(config.output)
+
+    def steps_of(size: int) -> Iterator[None]:
+        training = replace(config.training, batch_size=size, validate_every=0, patience=0)
+        set_seed(training.seed)
+        method = config.method(len(config.data.source), len(config.data.target))
+        with tempfile.TemporaryDirectory() as work:
+            trainer = Trainer(method, lambda plan: data.loader(training, plan), training, Path(work))
+            accelerator = trainer.accelerator
+            first = data.loader(training, LoaderPlan(0, 1, accelerator.process_index, accelerator.num_processes))
+        return trainer.trial_steps(repeat(next(iter(first))))
+
+    trials = find_batch_size(steps_of, largest=len(data.views["train"]))
+    if launch_state().is_main_process:
+        print(table(trials))
+        print(f"choose --training.batch_size {chosen(trials)}: less than 5 % slower than the fastest")
+        write_json(output / "batch_size.json", facts(trials))
+    return output / "batch_size.json"
 
 
 @command

@@ -20,7 +20,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from skyshift.checkpoint import CheckpointError, latest, load_tensors, make
+from skyshift.checkpoint import CheckpointError, best, latest, load_tensors, make
 from skyshift.datasets.domains import DOMAINS
 from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.scaling import Scaling, scaling_from_dict
@@ -125,7 +125,7 @@ class Translation:
 
 
 def find_checkpoint(folder: str | Path) -> Path:
-    """A checkpoint folder, the last checkpoint of a run's folder, or one fetched from the hub by ``owner/name``.
+    """A checkpoint folder, a run's best checkpoint (its last where it did not validate), or the hub's ``owner/name``.
 
     Raises:
         CheckpointError: There is none.
@@ -133,7 +133,7 @@ def find_checkpoint(folder: str | Path) -> Path:
     name, folder = str(folder), Path(folder)
     if (folder / "translation.json").is_file():
         return folder
-    found = latest(folder)
+    found = best(folder) or latest(folder)
     if found is None and not folder.exists() and is_hub_name(name):
         return download(name)
     if found is None:

@@ -157,3 +157,21 @@ def latest(folder: Path) -> Path | None:
     """The newest checkpoint of a run, or ``None``."""
     found = checkpoints(folder)
     return found[-1] if found else None
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint that validation chose (``best.json``), or ``None`` where a run has not validated.
+
+    Raises:
+        CheckpointError: ``best.json`` is damaged, or names a checkpoint that is not there.
+    """
+    path = folder / "best.json"
+    if not path.is_file():
+        return None
+    try:
+        found = folder / "checkpoints" / Path(json.loads(path.read_text(encoding="utf-8"))["checkpoint"]).name
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from None
+    if not found.is_dir():
+        raise CheckpointError(f"{path} names {found.name}, which is not there; remove the file to take the last one")
+    return found

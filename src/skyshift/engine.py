@@ -14,258 +14,53 @@ What a run has done is a function of its configuration and the step alone: batch
 on the seed and the number), the learning rate is computed from the step, and weights, optimizers, averages and random
 number generators of every process are in the checkpoint. A resumed run therefore continues bit for bit, on a GPU where
 its kernels are deterministic (``training.deterministic``).
+
+Losses and gradients are looked at once a step, after the last backward pass and before any optimizer moves: one wait
+for the device and one exchange between processes, and nothing that is not finite reaches the weights.
 """
 
-import abc
-import json
 import math
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object, parse_flag_from_env, set_seed
-from matplotlib.figure import Figure
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from skyshift.checkpoint import (
-    CheckpointError,
-    checkpoints,
-    latest,
-    load_tensors,
-    pack_optimizer,
-    random_state,
-    save_tensors,
-    set_random_state,
-    unpack_optimizer,
-)
-from skyshift.errors import SkyshiftError
-from skyshift.files import write_folder_whole, write_text, write_whole
+from skyshift import run_log
+from skyshift.averaging import Averaged, averaged_networks, make_average
+from skyshift.checkpoint import CheckpointError, checkpoints, latest, random_state
+from skyshift.files import write_folder_whole, write_whole
+from skyshift.launch import StopSignal, computes_bfloat16, launch_state, make_accelerator
+from skyshift.method import Batch, Hooks, LoaderPlan, Method, frozen
 from skyshift.naming import unknown
+from skyshift.run_state import read_facts, read_random_state, read_weights, require_free, write_state
+from skyshift.speed import prepare_network, to_channels_last
+from skyshift.training import TrainingConfig, TrainingError
+from skyshift.validation import Watch
 
-Batch = Mapping[str, Any]
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
-class TrainingError(SkyshiftError):
-    """A run cannot start, or had to stop."""
-
-
-class Method(nn.Module, abc.ABC):
-    """Networks and their losses. Every network that is trained is a *player* with an optimizer of its own."""
-
-    players: tuple[str, ...] = ()
-    """Attribute names of the trained networks, in the order in which their losses are computed."""
-
-    averaged: tuple[str, ...] = ()
-    """Those whose running average is kept and used for inference."""
-
-    def share(self, networks: Mapping[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
-        """Work that the losses of several players need, done once a micro-batch; by default none.
-
-        Args:
-            networks: The players as wrapped for the launch. A forward pass that is to be trained goes through these.
-            batch: Named tensors.
-        """
-        return {}
-
-    @abc.abstractmethod
-    def loss(
-        self, player: str, networks: Mapping[str, nn.Module], batch: Batch, shared: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one player and the parts to log, as scalars averaged over the batch.
-
-        Args:
-            player: Whose.
-            networks: As in :meth:`share`. A player that is only looked through is reached as an attribute of the
-                method, frozen (:func:`frozen`).
-            batch: Named tensors.
-            shared: What :meth:`share` gave.
-        """
-
-
-class frozen:  # noqa: N801
-    """Context in which a network passes gradients on but collects none."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._parameters = [p for p in network.parameters() if p.requires_grad]
-
-    def __enter__(self) -> None:
-        for parameter in self._parameters:
-            parameter.requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter in self._parameters:
-            parameter.requires_grad_(True)
-
-
-@dataclass
-class TrainingConfig:
-    """How long, how fast and how exactly to train.
-
-    Attributes:
-        steps: Optimizer steps.
-        batch_size: Samples of one process in one micro-batch.
-        accumulate: Micro-batches in one optimizer step.
-        learning_rate: Adam's.
-        learning_rates: Player to a learning rate of its own.
-        betas: Adam's.
-        weight_decay: Adam's, decoupled.
-        schedule: ``constant``; ``linear`` or ``cosine`` fall to zero over the last ``decay`` of the run.
-        decay: Share of the run over which the learning rate falls.
-        warm_up: Steps over which it rises from zero.
-        clip: Largest norm of a player's gradient; 0 leaves it.
-        precision: ``no`` (float32), ``bf16``, ``fp16``, ``auto`` (bf16 where the hardware computes it, else float32),
-            or ``launch`` for what ``accelerate launch`` was told.
-        average: Decay of the averaged weights a step, reached gradually; 0 keeps no average.
-        log_every: Steps between lines of the log.
-        sample_every: Steps between sample figures; 0 for none.
-        checkpoint_every: Steps between checkpoints; the last step always writes one.
-        keep: Checkpoints to keep, the newest.
-        workers: Loader processes.
-        seed: Of weights, order and augmentation.
-        deterministic: Ask torch for deterministic kernels, which a bit-identical resume needs on a GPU.
-    """
-
-    steps: int = 1000
-    batch_size: int = 16
-    accumulate: int = 1
-    learning_rate: float = 2e-4
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    betas: tuple[float, float] = (0.5, 0.999)
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    decay: float = 0.5
-    warm_up: int = 0
-    clip: float = 0.0
-    precision: Literal["no", "bf16", "fp16", "auto", "launch"] = "auto"
-    average: float = 0.999
-    log_every: int = 20
-    sample_every: int = 0
-    checkpoint_every: int = 500
-    keep: int = 2
-    workers: int = 0
-    seed: int = 0
-    deterministic: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"training.{name} must be at least 1, not {getattr(self, name)}")
-        if not self.learning_rate > 0 or not 0 <= self.average < 1 or not 0 <= self.decay <= 1:
-            raise TrainingError("training needs learning_rate > 0, 0 ≤ average < 1 and 0 ≤ decay ≤ 1")
-
-    def rate_factor(self, step: int) -> float:
-        """Factor on the learning rate of step number ``step`` (from 0)."""
-        rise = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
-        start = self.steps * (1.0 - self.decay)
-        if self.schedule == "constant" or step < start:
-            return rise
-        progress = (step - start) / max(1.0, self.steps - start)
-        return rise * (1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-@dataclass(frozen=True)
-class LoaderPlan:
-    """Which micro-batches a process is to load: number ``first`` to ``last`` - 1 of its rank's share."""
-
-    first: int
-    last: int
-    process: int
-    processes: int
-
-
-@dataclass
-class Hooks:
-    """What a stage adds to the loop.
-
-    Attributes:
-        describe: Writes into a checkpoint's folder all that inference needs beside the weights.
-        sample: Makes a figure from the averaged method.
-        identify: Names the samples of a batch, for the message of a loss that is not finite.
-    """
-
-    describe: Callable[[Path], None] = lambda folder: None
-    sample: Callable[[nn.Module], Figure] | None = None
-    identify: Callable[[Batch], str] = lambda batch: "an unnamed batch"
-
-
-def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """w̄ ← d w̄ + (1 - d) w with d = min(decay, (1 + n)/(10 + n)), so that early averages follow the weights."""
-
-    @torch.no_grad()
-    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
-        n = int(count)
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
-        else:  # counters of batch normalisation
-            torch._foreach_copy_(averaged, current)
-
-    return update
-
-
-def computes_bfloat16() -> bool:
-    """Whether the GPU, or without one the CPU (AVX512-BF16 or AMX), computes in bfloat16; elsewhere it is emulated."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def launch_state() -> PartialState:
-    """The processes of this launch as Accelerate sees them, before there is an ``Accelerator``.
-
-    Raises:
-        TrainingError: The environment asks for more processes than Accelerate sees: each would train by itself.
-    """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    asked, seen = int(os.environ.get("WORLD_SIZE", "1")), state.num_processes
-    if asked != seen:
-        raise TrainingError(
-            f"the launch asks for {asked} processes, Accelerate sees {seen}: each would train "
-            "alone. Without a GPU set ACCELERATE_USE_CPU=true, e.g. ACCELERATE_USE_CPU=true torchrun --standalone "
-            f"--nproc_per_node {asked} translate/train.py"
-        )
-    return state
-
-
-def require_free(folder: Path, resume: bool) -> Path | None:
-    """The checkpoint of a run's folder to continue from, if there is one.
-
-    Raises:
-        TrainingError: There is one, and it is not to be continued from.
-    """
-    found = latest(folder)
-    if found and not resume:
-        raise TrainingError(
-            f"{folder} already holds a run ({found.name}); continue it with --resume true or choose another output"
-        )
-    return found
-
-
-def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
-    """The launch as Accelerate sees it.
-
-    Raises:
-        TrainingError: The environment asks for more processes than Accelerate sees: each would train by itself.
-    """
-    launch_state()
-    choice = {"launch": None, "auto": "bf16" if computes_bfloat16() else "no"}
-    return Accelerator(
-        mixed_precision=choice.get(training.precision, training.precision),
-        gradient_accumulation_steps=training.accumulate,
-        log_with="tensorboard",
-        project_dir=folder,
-    )
+__all__ = [
+    "Accelerator",
+    "Batch",
+    "Hooks",
+    "LoaderPlan",
+    "Method",
+    "Trainer",
+    "TrainingConfig",
+    "TrainingError",
+    "computes_bfloat16",
+    "frozen",
+    "launch_state",
+    "make_accelerator",
+    "require_free",
+]
 
 
 class Trainer:
@@ -308,22 +103,15 @@ class Trainer:
             if player not in method.players:
                 raise TrainingError(f"training.learning_rates: {unknown('player', player, method.players)}")
         self.step = 0
-        self.method = method.to(self.accelerator.device)
+        self.watch = Watch.of(training, self.hooks.directions, self.hooks.validate is not None)
+        layout = {"memory_format": torch.channels_last} if training.channels_last else {}
+        self.method = method.to(self.accelerator.device, **layout)
         self.loader = loader
+        self.average = make_average(method, training.average)
         self.networks: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        for player in method.players:
-            network = getattr(method, player)
-            optimizer = torch.optim.AdamW(
-                network.parameters(),
-                lr=self._base_rate(player),
-                betas=training.betas,
-                weight_decay=training.weight_decay,
-                fused=True,
-            )
-            self.networks[player] = self.accelerator.prepare(network)
-            self.optimizers[player] = optimizer
-        self.average = self._make_average()
+        self._prepare_players()
+        self._seen: list[tuple[str, Tensor, Batch]] = []  # losses of this step that have not been looked at
         # Different on each process: dropout and noise must differ. Weights were drawn before, from one seed.
         set_seed(training.seed, device_specific=True)
         if found:
@@ -332,11 +120,25 @@ class Trainer:
     def _base_rate(self, player: str) -> float:
         return self.training.learning_rates.get(player, self.training.learning_rate)
 
-    def _make_average(self) -> AveragedModel | None:
-        if not (self.training.average and self.method.averaged):
-            return None
-        networks = nn.ModuleDict({name: getattr(self.method, name) for name in self.method.averaged})
-        return AveragedModel(networks, multi_avg_fn=_moving_average(self.training.average), use_buffers=True)
+    def _prepare_players(self) -> None:
+        """Optimizers, and networks as wrapped for the launch."""
+        training, recomputed = self.training, 0
+        for player in self.method.players:
+            network = getattr(self.method, player)
+            self.optimizers[player] = torch.optim.AdamW(
+                network.parameters(),
+                lr=self._base_rate(player),
+                betas=training.betas,
+                weight_decay=training.weight_decay,
+                fused=True,
+            )
+            recomputed += prepare_network(network, training)
+            self.networks[player] = self.accelerator.prepare(network)
+        if training.checkpoint_activations and not recomputed:
+            raise TrainingError(
+                "training.checkpoint_activations: no network of this method has blocks (in module lists or sequences, "
+                "without batch normalisation) that could be computed again; set it to false"
+            )
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -350,7 +152,7 @@ class Trainer:
             TrainingError: A loss was not finite, or the run was asked to stop; the message names the last checkpoint.
         """
         training, accelerator = self.training, self.accelerator
-        if self.step >= training.steps:
+        if self.step >= training.steps or (self.watch and self.watch.exhausted):
             accelerator.print(f"{self.folder} is trained already, to step {self.step}")
             return self._last_checkpoint()
         self._open_log()
@@ -370,19 +172,11 @@ class Trainer:
             disable=not accelerator.is_main_process,
             dynamic_ncols=True,
         )
-        with bar, _StopSignal() as stop:
+        with bar, StopSignal() as stop:
             window: list[dict[str, Tensor]] = []
             started, started_at = time.perf_counter(), self.step
             while self.step < training.steps:
-                self._set_rates()
-                for _ in range(training.accumulate):
-                    window.append(self._micro_step(next(batches)))
-                self._move()
-                if self.average is not None:
-                    self.average.update_parameters(
-                        nn.ModuleDict({name: getattr(self.method, name) for name in self.method.averaged})
-                    )
-                self.step += 1
+                window += self._optimizer_step(batches, stop)
                 bar.update()
                 if self.step % training.log_every == 0 or self.step == training.steps:
                     seconds = time.perf_counter() - started
@@ -390,17 +184,43 @@ class Trainer:
                     window, started, started_at = [], time.perf_counter(), self.step
                 if training.sample_every and self.step % training.sample_every == 0:
                     self._sample()
-                stopped = self._anywhere(stop.asked) and self.step < training.steps
-                if self.step % training.checkpoint_every == 0 or self.step == training.steps or stopped:
+                best = self.watch is not None and self.step % training.validate_every == 0 and self._validate()
+                enough = self.step == training.steps or (self.watch is not None and self.watch.exhausted)
+                stopped = stop.agreed and not enough
+                if self.step % training.checkpoint_every == 0 or enough or stopped or best:
                     self._save()
                 if stopped:
                     raise TrainingError(
                         f"stopped as asked after step {self.step}; continue with --resume true from "
                         f"{self._last_checkpoint()}"
                     )
+                if enough:
+                    break
+        if self.step < training.steps and self.watch:
+            accelerator.print(
+                f"stopped early at step {self.step}: {self.watch.monitor} was best at step {self.watch.step} "
+                f"({self.watch.best}) and {self.watch.since} validations have not been better"
+            )
         for tracker in accelerator.trackers:  # not end_training(), which would end the process group as well
             tracker.finish()
         return self._last_checkpoint()
+
+    def trial_steps(self, batches: Iterator[Batch]) -> Iterator[None]:
+        """Optimizer steps that leave nothing behind but changed weights, to be timed; one for each item."""
+        self.method.train()
+        while True:
+            self._optimizer_step(batches, StopSignal())
+            yield
+
+    def _optimizer_step(self, batches: Iterator[Batch], stop: StopSignal) -> list[dict[str, Tensor]]:
+        """One step of every player; what each micro-batch has to log."""
+        self._set_rates()
+        logs = [self._micro_step(next(batches)) for _ in range(self.training.accumulate)]
+        self._move(stop)
+        if self.average is not None:
+            self.average.update_parameters(averaged_networks(self.method))
+        self.step += 1
+        return logs
 
     def _micro_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward and backward of every player; the losses and their parts, to log."""
@@ -408,6 +228,8 @@ class Trainer:
         batch = {
             k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
         }
+        if self.training.channels_last:
+            batch = to_channels_last(batch)
         logs: dict[str, Tensor] = {}
         with accelerator.accumulate(*self.networks.values()):
             with accelerator.autocast():
@@ -415,18 +237,23 @@ class Trainer:
             for player in method.players:
                 with accelerator.autocast():
                     loss, parts = method.loss(player, self.networks, batch, shared)
-                self._require_finite(player, loss, batch)
+                self._seen.append((player, loss.detach(), batch))
                 accelerator.backward(loss)
                 logs.update({name: value.detach() for name, value in {player: loss, **parts}.items()})
         return logs
 
-    def _move(self) -> None:
+    def _move(self, stop: StopSignal) -> None:
         """Clip and step every player. With float16 their losses share a scale, which changes once all have stepped."""
         scaler = self.accelerator.scaler
+        norms = {}
         for player, optimizer in self.optimizers.items():
             if scaler:
                 scaler.unscale_(optimizer)
-            self._clip(player)
+            if self.training.clip or not scaler:
+                parameters = getattr(self.method, player).parameters()
+                norms[player] = nn.utils.clip_grad_norm_(parameters, self.training.clip or math.inf)
+        # With float16 the scaler leaves out a step whose gradient is not finite, and lowers its scale.
+        self._require_finite({} if scaler else norms, stop)
         for optimizer in self.optimizers.values():
             if scaler:
                 scaler.step(optimizer)
@@ -436,38 +263,34 @@ class Trainer:
         if scaler:
             scaler.update()
 
-    def _clip(self, player: str) -> None:
-        """Bound a gradient, the same on every process; stop before one that is not finite reaches the weights."""
-        if self.accelerator.scaler and not self.training.clip:
-            return
-        norm = nn.utils.clip_grad_norm_(getattr(self.method, player).parameters(), self.training.clip or math.inf)
-        # With float16 the scaler leaves out such a step and lowers its scale.
-        if not self.accelerator.scaler and not bool(torch.isfinite(norm)):
-            raise TrainingError(
-                f"the gradient of the {player} is not finite at step {self.step}, though its loss is; {self._kept()}. "
-                "Lower training.learning_rate, or look for a root or a logarithm of zero in the loss"
-            )
-
     def _kept(self) -> str:
         found = latest(self.folder)
         return f"the last good checkpoint is {found}" if found else "there is no checkpoint yet"
 
-    def _require_finite(self, player: str, loss: Tensor, batch: Batch) -> None:
-        """Stop before a loss that is not finite reaches the weights, on every process at once."""
-        finite = bool(torch.isfinite(loss))
-        if self._anywhere(not finite):
-            whose = f"samples: {self.hooks.identify(batch)}" if not finite else "in another process's batch"
-            raise TrainingError(
-                f"the loss of the {player} is {loss.item():.4g} at step {self.step}, {whose}; {self._kept()}. "
-                "Look at these maps, lower training.learning_rate or set training.clip"
-            )
-
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether the flag is set on any process."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        count = torch.tensor([float(flag)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(count, "sum")[0] > 0)
+    def _require_finite(self, norms: Mapping[str, Tensor], stop: StopSignal) -> None:
+        """Stop before a loss or a gradient that is not finite reaches the weights, on every process at once."""
+        values = torch.stack([*(loss.float() for _, loss, _ in self._seen), *(norm.float() for norm in norms.values())])
+        wrong = torch.cat([~torch.isfinite(values), torch.tensor([stop.asked], device=values.device)]).float()
+        if self.accelerator.num_processes > 1:
+            wrong = torch.stack([wrong, self.accelerator.reduce(wrong, "sum")])
+        flags = wrong.reshape(-1, len(values) + 1).tolist()
+        mine, anywhere = flags[0], flags[-1]
+        stop.agreed = anywhere[-1] > 0
+        seen, self._seen = self._seen, []
+        for (player, loss, batch), here, somewhere in zip(seen, mine, anywhere, strict=False):
+            if somewhere:
+                whose = f"samples: {self.hooks.identify(batch)}" if here else "in another process's batch"
+                raise TrainingError(
+                    f"the loss of the {player} is {loss.item():.4g} at step {self.step}, {whose}; {self._kept()}. "
+                    "Look at these maps, lower training.learning_rate or set training.clip"
+                )
+        for player, somewhere in zip(norms, anywhere[len(seen) :], strict=False):
+            if somewhere:
+                raise TrainingError(
+                    f"the gradient of the {player} is not finite at step {self.step}, though its loss is; "
+                    f"{self._kept()}. Lower training.learning_rate, or look for a root or a logarithm of zero in the "
+                    "loss"
+                )
 
     def _set_rates(self) -> None:
         factor = self.training.rate_factor(self.step)
@@ -478,17 +301,16 @@ class Trainer:
     # -- what a run leaves behind -------------------------------------------------------------------------------
 
     def _open_log(self) -> None:
-        """Drop what a killed run left unfinished, and the log's lines of steps that will be done again."""
         if self.accelerator.is_main_process:
-            for unfinished in (self.folder / "checkpoints").glob(".step_*.partial"):
-                shutil.rmtree(unfinished)
-            path = self.folder / "log.jsonl"
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            # A line that a crash cut short is of a step that will be done again.
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-            write_text(path, "".join(line + "\n" for line in kept))
+            run_log.open_log(self.folder, self.step)
         again = {"purge_step": self.step + 1}  # tensorboard hides what it has seen of steps that are done again
         self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": again})
+
+    def _record(self, line: Mapping[str, Any]) -> None:
+        """A line to tensorboard and to the log."""
+        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
+        if self.accelerator.is_main_process:
+            run_log.append(self.folder, line)
 
     def _log(self, window: list[dict[str, Tensor]], steps_a_second: float) -> dict[str, str]:
         """Means over the window and over processes, to the log and to tensorboard."""
@@ -504,15 +326,25 @@ class Trainer:
             "learning_rate": self.training.learning_rate * self.training.rate_factor(self.step - 1),
             **values,
         }
-        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
-        if self.accelerator.is_main_process:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        self._record(line)
         return {"maps/s": f"{line['samples_per_second']:.0f}", **{k: f"{v:.3g}" for k, v in values.items()}}
 
-    def averaged_method(self) -> "_Averaged":
+    def averaged_method(self) -> Averaged:
         """Context in which the method carries the averaged weights, in evaluation mode."""
-        return _Averaged(self.method, self.average)
+        return Averaged(self.method, self.average)
+
+    def _validate(self) -> bool:
+        """Judge the averaged weights, on the main process; whether they are the best so far, the same everywhere."""
+        assert self.watch is not None
+        assert self.hooks.validate is not None
+        found: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+            with torch.no_grad(), torch.random.fork_rng(devices), self.averaged_method() as method:
+                found = [{name: float(value) for name, value in self.hooks.validate(method).items()}]
+        values = broadcast_object_list(found)[0]
+        self._record({"step": self.step, **{f"validation/{name}": value for name, value in values.items()}})
+        return self.watch.see(self.step, values[self.watch.monitor])
 
     def _sample(self) -> None:
         if self.hooks.sample is None or not self.accelerator.is_main_process:
@@ -537,10 +369,11 @@ class Trainer:
             "seed": self.training.seed,
             "precision": self.accelerator.mixed_precision,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "validation": self.watch.state() if self.watch else None,
         }
 
     def _save(self) -> None:
-        """Write a checkpoint whole, then drop those beyond ``keep``.
+        """Write a checkpoint whole, name the best one, then drop those beyond ``keep``, but never the best.
 
         Raises:
             TrainingError: It cannot be written; those before it are kept.
@@ -549,105 +382,32 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 with write_folder_whole(self.folder / "checkpoints" / f"step_{self.step:07d}") as folder:
-                    self._write(folder, states)
+                    self.hooks.describe(folder)
+                    write_state(folder, self.method, self.average, self.optimizers, states, self._facts())
             except (OSError, SafetensorError) as error:
                 raise TrainingError(
                     f"the checkpoint of step {self.step} cannot be written ({error}); {self._kept()}. Make room and "
                     "continue with --resume true"
                 ) from error
+            if self.watch:
+                self.watch.mark(self.folder)
+            best = f"step_{self.watch.step:07d}" if self.watch and self.watch.best is not None else ""
             for old in checkpoints(self.folder)[: -self.training.keep]:
-                shutil.rmtree(old)
+                if old.name != best:
+                    shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def _write(self, folder: Path, states: list[Any]) -> None:
-        """Fill the folder of a checkpoint: what inference needs, and under ``state`` what resuming needs besides."""
-        self.hooks.describe(folder)
-        save_tensors(folder / "model.safetensors", self.method.state_dict())
-        if self.average is not None:
-            save_tensors(folder / "average.safetensors", self.average.state_dict())
-        (folder / "state").mkdir()
-        for player, optimizer in self.optimizers.items():
-            save_tensors(folder / "state" / f"{player}.safetensors", *pack_optimizer(optimizer))
-        for rank, state in enumerate(states):
-            save_tensors(folder / "state" / f"random_{rank:04d}.safetensors", *state)
-        (folder / "state" / "progress.json").write_text(json.dumps(self._facts(), indent=2), encoding="utf-8")
-
     def _restore(self, folder: Path) -> None:
-        """Continue from a checkpoint, exactly."""
-        try:
-            facts = json.loads((folder / "state" / "progress.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder} cannot be continued from: {error}") from None
-        mine = self._facts()
-        if not isinstance(facts, dict) or facts.keys() != mine.keys():
-            raise CheckpointError(f"{folder} cannot be continued from: state/progress.json is damaged")
-        for name in ("processes", "batch_size", "accumulate", "seed", "precision"):
-            if facts[name] != mine[name]:
-                raise CheckpointError(
-                    f"{folder} was trained with {name} = {facts[name]}, this run has {mine[name]}; a run continues "
-                    "exactly or not at all. Start a new one, or launch it as before."
-                )
-        try:
-            self.method.load_state_dict(load_tensors(folder / "model.safetensors")[0])
-            if self.average is not None:
-                self.average.load_state_dict(load_tensors(folder / "average.safetensors")[0])
-            for player, optimizer in self.optimizers.items():
-                unpack_optimizer(optimizer, *load_tensors(folder / "state" / f"{player}.safetensors"))
-        except (RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{folder} is of another method or other networks: {error}") from None
+        """Continue from a checkpoint, exactly where it is launched as before."""
+        facts, note = read_facts(folder, self._facts())
+        read_weights(folder, self.method, self.average, self.optimizers)
         if facts["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
+        if facts["validation"] and self.watch:
+            self.watch.restore(facts["validation"])
+            if self.accelerator.is_main_process:
+                self.watch.mark(self.folder)  # which a crash may have left undone
         self.step = facts["step"]
-        rank = self.accelerator.process_index
-        set_random_state(*load_tensors(folder / "state" / f"random_{rank:04d}.safetensors"))
-
-
-class _Averaged:
-    """Swap the averaged weights in, and out again."""
-
-    def __init__(self, method: Method, average: AveragedModel | None) -> None:
-        self.method, self.average = method, average
-
-    def _swap(self) -> None:
-        if self.average is None:
-            return
-        for name in self.method.averaged:
-            mine = getattr(self.method, name).state_dict()
-            other = self.average.module[name].state_dict()  # type: ignore[index]
-            for key, value in mine.items():
-                kept = value.clone()
-                value.copy_(other[key])
-                other[key].copy_(kept)
-
-    @torch.no_grad()
-    def __enter__(self) -> Method:
-        self._swap()
-        return self.method.eval()
-
-    @torch.no_grad()
-    def __exit__(self, *_: object) -> None:
-        self._swap()
-        self.method.train()
-
-
-class _StopSignal:
-    """Turns SIGTERM (a cluster's warning) and the first Ctrl-C into a wish that the loop grants between steps."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._old: dict[int, Any] = {}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __enter__(self) -> "_StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        read_random_state(folder, self.accelerator.process_index, facts)
+        if note:
+            self.accelerator.print(note)

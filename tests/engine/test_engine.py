@@ -568,12 +568,12 @@ def test_the_newest_checkpoint_has_the_largest_step(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tiny_store, tmp_path, monkeypatch):
-    from skyshift import engine
+    from skyshift import run_state
 
     with pytest.raises(InterruptedError):
         trainer_of(tmp_path, tiny_store, spoil=stop_at(4)).run()
     before = contents(tmp_path / "checkpoints")
-    save = engine.save_tensors
+    save = run_state.save_tensors
 
     def full(path, *rest):
         if path.name == "discriminator.safetensors":
@@ -581,7 +581,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_store, tmp_path, monkeypatc
             raise OSError(28, "No space left on device")
         save(path, *rest)
 
-    monkeypatch.setattr(engine, "save_tensors", full)
+    monkeypatch.setattr(run_state, "save_tensors", full)
     message = r"step 6 cannot be written \(.*No space left on device\); the last good checkpoint is .*step_0000003"
     with pytest.raises(TrainingError, match=message):
         trainer_of(tmp_path, tiny_store, resume=True).run()
