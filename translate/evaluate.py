@@ -71,7 +71,9 @@ class Options:
         weights: Folder with weights of pretrained networks; by default $SKYSHIFT_WEIGHTS, then torch's hub cache.
         perceptual_network: Of LPIPS.
         feature_network: Of Fréchet and kernel distances; with inception they are FID and KID.
-        draws: Draws a map that judge the calibration of a stochastic translator; 0 for 8, 1 for none.
+        draws: Draws a map that judge the calibration of a translator whose draws differ; 0 for 8 of a method that draws
+            and none of dropout, 1 for none.
+        calls: Network evaluations a map; 0 for each method's own number.
         level: Share of bootstrap samples in an interval: 0.68 or 0.95, say.
         resamples: Bootstrap samples.
     """
@@ -82,6 +84,7 @@ class Options:
     perceptual_network: Literal["alexnet", "squeezenet", "vgg16"] = "alexnet"
     feature_network: Network = "alexnet"
     draws: int = 0
+    calls: int = 0
     level: float = LEVEL
     resamples: int = RESAMPLES
 
@@ -89,8 +92,9 @@ class Options:
         choose(self.metrics)
         if not 0 < self.level < 1:
             raise SkyshiftError(f"level is a share between 0 and 1 (0.68 for 68 %), not {self.level}")
-        if self.resamples < 1 or self.draws < 0:
-            raise SkyshiftError(f"resamples ≥ 1 and draws ≥ 0 are needed, not {self.resamples} and {self.draws}")
+        for name, least in (("resamples", 1), ("draws", 0), ("calls", 0)):
+            if getattr(self, name) < least:
+                raise SkyshiftError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
 
 @dataclass
@@ -129,10 +133,21 @@ def _views(store: MapStore, translator: Translator, part: str) -> tuple[NDArray[
 
 
 def _draws(translators: Mapping[str, Translator], metrics: Sequence[str], asked: int) -> dict[str, int]:
-    """Name to number of draws."""
-    wanted = any(name in metrics for name in CALIBRATION)
+    """Name to number of draws. The first is the judged one.
+
+    Raises:
+        SkyshiftError: Several draws are asked for of a checkpoint that gives one.
+    """
+    main = next(iter(translators.values()))
+    if asked > 1 and not main.draws_differ:
+        raise SkyshiftError(
+            f"draws: {type(main.method).__name__} gives one translation of a map, {asked} draws would be the same; leave "
+            "draws out, or train its network with dropout"
+        )
+    if not any(name in metrics for name in CALIBRATION):
+        return dict.fromkeys(translators, 1)
     return {
-        name: (asked or (DRAWS if one.method.stochastic else 1)) if wanted and hasattr(one, "draws") else 1
+        name: (asked or (DRAWS if one.method.stochastic else 1)) if one.draws_differ else 1
         for name, one in translators.items()
     }
 
@@ -182,7 +197,8 @@ def evaluate(
     metrics, insisted = choose(options.metrics)
     networks = Networks.load(metrics, insisted, options.weights, options.perceptual_network, options.feature_network)
     folder = find_checkpoint(checkpoint)
-    made = {"batch_size": batch_size, "precision": precision, "trust_remote_code": trust_remote_code}
+    made: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "trust_remote_code": trust_remote_code}
+    made["calls"] = options.calls or None
     translators = load_translators(folder, options.baselines, state, **made)
     translator = next(iter(translators.values()))
     store = store or open_stores(translator.translation.provenance["store"])

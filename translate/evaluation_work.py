@@ -212,7 +212,7 @@ class Judge:
         """Everything that is measured on some views: per map, so that chunks can be joined (:func:`joined`)."""
         translated = {name: one(self.store, views) for name, one in self.translators.items()}
         drawn = {
-            name: one.draws(self.store, self.draws[name], views)  # type: ignore[attr-defined]
+            name: one.draws(self.store, self.draws[name], views)
             for name, one in self.translators.items()
             if self.draws.get(name, 0) > 1
         }

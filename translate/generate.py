@@ -16,7 +16,7 @@ import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torc
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from tqdm.auto import tqdm
 from skyshift.command import command, parse
 from skyshift.datasets.formats import file_format, read_maps, write_maps
 from skyshift.datasets.formats_hdf5 import Layout
+from skyshift.datasets.maps import Maps
 from skyshift.datasets.store import MapStore, StoreError, ViewRecord
 from skyshift.engine import launch_state
 from skyshift.errors import SkyshiftError
 from skyshift.files import Location, location, reaching
 from skyshift.translate.data import fingerprint
+from skyshift.translate.tiling import Tiling
 from skyshift.translate.translator import Precision, Translator, find_checkpoint, store_maps
 
 
@@ -48,6 +50,13 @@ class GenerateConfig:
         layout: Of an HDF5 output: plain, or skais for the groups that skais-mapper writes.
         batch_size: Maps translated at once.
         precision: no (float32) or bf16.
+        calls: Network evaluations a map; 0 for the method's own number.
+        seed: Of the draws of a method that draws: another seed, another draw of each map.
+        draws: So many draws a map, of which the mean and, as ``{domain}_sigma``, the standard deviation are written;
+            1 for a single translation.
+        tile: Side in pixels of the tiles in which large maps are translated; 0 for whole maps.
+        overlap: Of neighbouring tiles, pixels.
+        reverse: From target to source, where the method learns both ways.
         trust_remote_code: Allow the checkpoint to name classes from outside this package.
     """
 
@@ -60,14 +69,34 @@ class GenerateConfig:
     layout: Layout = "plain"
     batch_size: int = 32
     precision: Precision = "no"
+    calls: int = 0
+    seed: int = 0
+    draws: int = 1
+    tile: int = 0
+    overlap: int = 64
+    reverse: bool = False
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("calls", 0), ("draws", 1)):
+            if getattr(self, name) < least:
+                raise SkyshiftError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        _ = self.tiling
+
+    @property
+    def tiling(self) -> Tiling:
+        """How maps are cut."""
+        return Tiling(self.tile, min(self.overlap, self.tile // 2) if self.overlap == 64 else self.overlap)
+
+
+SIGMA = "_sigma"
+"""What follows a domain's name in that of its standard deviation."""
 
 _PATHS = ("translated_from", "checkpoint")
 """Recorded, but what tells two translations apart are the fingerprints: a run may be moved, or trained anew."""
 
 
-def _plan(translator: Translator, store: MapStore, checkpoint: Path) -> dict[str, Any]:
+def _plan(translator: Translator, store: MapStore, checkpoint: Path, draws: int) -> dict[str, Any]:
     weights = hashlib.sha256()
     for path in sorted(checkpoint.glob("*.safetensors")):
         weights.update(path.read_bytes())
@@ -77,12 +106,30 @@ def _plan(translator: Translator, store: MapStore, checkpoint: Path) -> dict[str
         "checkpoint": str(checkpoint),
         "weights": weights.hexdigest(),
         "precision": translator.precision,
+        "drawn": {
+            "calls": translator.calls or translator.method.calls,
+            "seed": translator.seed,
+            "draws": draws,
+            "reverse": translator.reverse,
+            "tiling": asdict(translator.tiling),
+        },
         "training": translator.translation.provenance,
         "plan": store.plan,
     }
 
 
-def translate_store(translator: Translator, store: MapStore, output: Location, checkpoint: Path) -> MapStore:
+def _translated(translator: Translator, maps: Any, views: Any, draws: int) -> dict[str, Maps]:
+    """One translation, or mean and σ of several."""
+    if draws == 1:
+        return translator(maps, views)
+    found = translator.uncertainty(maps, draws, views)
+    sigma = {f"{name}{SIGMA}": replace(one.sigma, domain=f"{name}{SIGMA}") for name, one in found.items()}
+    return {name: one.mean for name, one in found.items()} | sigma
+
+
+def translate_store(
+    translator: Translator, store: MapStore, output: Location, checkpoint: Path, draws: int = 1
+) -> MapStore:
     """Translate a store into a store, going on where an earlier run stopped.
 
     Args:
@@ -90,13 +137,14 @@ def translate_store(translator: Translator, store: MapStore, output: Location, c
         store: Whole, with the source domains.
         output: Folder of the new store, or its place on object storage.
         checkpoint: Recorded in the new store.
+        draws: Above 1, the mean and the standard deviation (``{domain}_sigma``) of so many draws a map are written.
 
     Raises:
         StoreError: The input is not whole, or ``output`` holds something else.
     """
     store.require_complete()
     store.require_domains(translator.source)
-    plan, launch = _plan(translator, store, checkpoint), launch_state()
+    plan, launch = _plan(translator, store, checkpoint, draws), launch_state()
     with launch.main_process_first():
         made = _begun(translator, store, output, plan)
     records = {record.view: record for record in store.records()}
@@ -105,11 +153,16 @@ def translate_store(translator: Translator, store: MapStore, output: Location, c
     mine = todo[launch.process_index :: launch.num_processes]
     for shard in tqdm(mine, unit="shard", desc=str(output), disable=not launch.is_main_process):
         rows = [view for view in made.shard_rows(shard) if view in records]
-        maps = {domain: stack.values for domain, stack in translator(store, rows).items()}
+        maps = {domain: stack.values for domain, stack in _translated(translator, store, rows, draws).items()}
         of_rows = [_flagged(records[view], maps, row) for row, view in enumerate(rows)]
         made.write_shard(shard, maps, of_rows, store.failures(shard))
     launch.wait_for_everyone()
     return made
+
+
+def _units(translator: Translator, draws: int) -> dict[str, str]:
+    units = {channel.domain: channel.unit for channel in translator.translation.target}
+    return units if draws == 1 else units | {f"{name}{SIGMA}": unit for name, unit in units.items()}
 
 
 def _begun(translator: Translator, store: MapStore, output: Location, plan: dict[str, Any]) -> MapStore:
@@ -119,7 +172,7 @@ def _begun(translator: Translator, store: MapStore, output: Location, plan: dict
     if not there:
         return MapStore.create(
             output,
-            units={channel.domain: channel.unit for channel in translator.translation.target},
+            units=_units(translator, plan["drawn"]["draws"]),
             views=store.views,
             pixels=store.pixels,
             shard_views=store.shard_views,
@@ -183,10 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=launch.device if launch.num_processes > 1 else None,
         batch_size=config.batch_size,
         precision=config.precision,
+        calls=config.calls or None,
+        seed=config.seed,
+        tiling=config.tiling,
+        reverse=config.reverse,
         trust_remote_code=config.trust_remote_code,
     )
     if result is None:
-        made = translate_store(translator, MapStore(source), output, checkpoint)
+        made = translate_store(translator, MapStore(source), output, checkpoint, config.draws)
         count = len(made.catalogue())
     else:
         if file is None:
@@ -195,10 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given = store_maps(store, translator.source)
         else:
             given = read_maps(file, domain=config.domain or None, unit=config.unit or None, hdu=config.hdu or None)
-        maps = translator(given)
+        maps = _translated(translator, given, None, config.draws)
         write_maps(result, maps, layout=config.layout)
         count = len(next(iter(maps.values())))
-    units = ", ".join(f"{channel.domain} [{channel.unit}]" for channel in translator.translation.target)
+    units = ", ".join(f"{domain} [{unit}]" for domain, unit in _units(translator, config.draws).items())
     if launch.is_main_process:
         shared = f", by {launch.num_processes} processes" if launch.num_processes > 1 else ""
         print(f"{output}: {count} maps of {units}, {np.dtype(np.float32).name}{shared}")

@@ -10,7 +10,8 @@ classes of this package are made unless the caller trusts others.
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +28,10 @@ from skyshift.datasets.scaling import Scaling, scaling_from_dict
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
 from skyshift.translate.conservation import ConserveConfig, conservation
+from skyshift.translate.draws import Moments, Uncertain, draw_seeds, forgets, forgetting
 from skyshift.translate.hub import download, is_hub_name
-from skyshift.translate.methods.base import TranslationMethod
+from skyshift.translate.methods.base import Noise, TranslationMethod
+from skyshift.translate.tiling import Tiling, blended, tiled
 
 Precision = Literal["no", "bf16"]
 
@@ -165,6 +168,13 @@ class Translator:
         translation: Domains, units and scalings.
         batch_size: Maps translated at once.
         precision: ``no`` (float32) or ``bf16``.
+        calls: Network evaluations a map; by default the method's own number.
+        seed: Of the draws of a method that draws.
+        tiling: How maps larger than a tile are cut; by default they are translated whole.
+        reverse: From target to source, where the method learns both ways.
+
+    Raises:
+        SkyshiftError: ``calls`` or the batch size is not positive, or tiles do not fit the networks.
     """
 
     def __init__(
@@ -174,9 +184,20 @@ class Translator:
         *,
         batch_size: int = 32,
         precision: Precision = "no",
+        calls: int | None = None,
+        seed: int = 0,
+        tiling: Tiling | None = None,
+        reverse: bool = False,
     ) -> None:
+        if batch_size < 1:
+            raise SkyshiftError(f"batch_size is {batch_size}; at least one map is translated at once")
+        if calls is not None:
+            method._calls(calls)
+        if reverse:
+            translation = replace(translation, source=translation.target, target=translation.source)
         self.method, self.translation = method.eval(), translation
         self.batch_size, self.precision = batch_size, precision
+        self.calls, self.seed, self.tiling, self.reverse = calls, seed, tiling or Tiling(), reverse
         self._warned = False
         self.device = next(method.parameters()).device
 
@@ -188,6 +209,10 @@ class Translator:
         device: str | torch.device | None = None,
         batch_size: int = 32,
         precision: Precision = "no",
+        calls: int | None = None,
+        seed: int = 0,
+        tiling: Tiling | None = None,
+        reverse: bool = False,
         averaged: bool = True,
         trust_remote_code: bool = False,
     ) -> "Translator":
@@ -199,6 +224,10 @@ class Translator:
             device: Where to run; by default the GPU where there is one.
             batch_size: Maps translated at once.
             precision: ``no`` (float32) or ``bf16``.
+            calls: Network evaluations a map; by default the method's own number.
+            seed: Of the draws of a method that draws.
+            tiling: How maps larger than a tile are cut; by default they are translated whole.
+            reverse: From target to source, where the method learns both ways.
             averaged: Take the averaged weights, where there are some.
             trust_remote_code: Allow the checkpoint to name classes from outside this package.
 
@@ -229,7 +258,16 @@ class Translator:
         except RuntimeError as error:
             raise CheckpointError(f"{folder}: the weights do not fit the networks of config.yaml: {error}") from None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(method.to(device), translation, batch_size=batch_size, precision=precision)
+        return cls(
+            method.to(device),
+            translation,
+            batch_size=batch_size,
+            precision=precision,
+            calls=calls,
+            seed=seed,
+            tiling=tiling,
+            reverse=reverse,
+        )
 
     @property
     def source(self) -> tuple[str, ...]:
@@ -262,8 +300,76 @@ class Translator:
                 that are not finite.
         """
         source = self._collect(maps, views)
+        return self._maps(source, self._translate(_stacked(source), _keys(maps, views, len(source[0]))))
+
+    @property
+    def draws_differ(self) -> bool:
+        """Whether several draws of one map differ: the method draws, or its networks hold dropout."""
+        return self.method.stochastic or forgets(self.method)
+
+    def draws(
+        self,
+        maps: Maps | Mapping[str, Maps] | MapStore | NDArray[np.floating],
+        n: int,
+        views: Sequence[int] | NDArray[np.integer] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Several translations of each map.
+
+        Args:
+            maps: As for one translation.
+            n: How many.
+            views: Of a store, which; by default all.
+
+        Returns:
+            Target domain to (n, maps, height, width) in the checkpoint's units. The first is what a call gives, but
+            for dropout, which only draws have.
+
+        Raises:
+            SkyshiftError: ``n`` is not positive, or draws would all be the same.
+            MapError: As for one translation.
+        """
+        drawn = [{domain: stack.values for domain, stack in one.items()} for one in self.each_draw(maps, n, views)]
+        return {domain: np.stack([one[domain] for one in drawn]) for domain in self.target}
+
+    def uncertainty(
+        self,
+        maps: Maps | Mapping[str, Maps] | MapStore | NDArray[np.floating],
+        draws: int = 16,
+        views: Sequence[int] | NDArray[np.integer] | None = None,
+    ) -> dict[str, Uncertain]:
+        """Mean and standard deviation of several translations of each map; memory does not grow with their number.
+
+        Args:
+            maps: As for one translation.
+            draws: How many, at least two.
+            views: Of a store, which; by default all.
+
+        Raises:
+            SkyshiftError: There are fewer than two, or draws would all be the same.
+            MapError: As for one translation.
+        """
+        if draws < 2:
+            raise SkyshiftError(f"a standard deviation needs at least two draws, not {draws}")
+        return summed_up(self.each_draw(maps, draws, views))
+
+    def each_draw(self, maps: Any, n: int, views: Any = None, first: int = 0) -> Iterator[dict[str, Maps]]:
+        """The draws number ``first`` to ``first + n - 1``, one after another, as :meth:`draws` describes them."""
+        if n < 1:
+            raise SkyshiftError(f"at least one draw can be asked for, not {n}")
+        if n > 1 and not self.draws_differ:
+            raise SkyshiftError(
+                f"{type(self.method).__name__} gives one translation of a map: {n} draws would be the same. Take a "
+                "method that draws (diffusion, bridge, flow, vae), train its network with dropout, or several runs of "
+                "other seeds as an ensemble (skyshift.translate.ensemble)"
+            )
+        source = self._collect(maps, views)
+        stack, keys = _stacked(source), _keys(maps, views, len(source[0]))
+        for draw in range(first, first + n):
+            yield self._maps(source, self._translate(stack, keys, draw, forget=not self.method.stochastic))
+
+    def _maps(self, source: list[Maps], estimates: NDArray[np.float64]) -> dict[str, Maps]:
+        """Scaled targets as physical maps that carry over what the source says of itself."""
         first = source[0]
-        estimates = self._translate(np.stack([stack.values for stack in source], axis=1))
         return {
             channel.domain: replace(
                 first,
@@ -322,16 +428,67 @@ class Translator:
             )
 
     @torch.no_grad()
-    def _translate(self, source: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Physical (n, channels, h, w) to scaled targets."""
+    def _translate(
+        self, source: NDArray[np.float32], keys: Sequence[int], draw: int = 0, *, forget: bool = False
+    ) -> NDArray[np.float64]:
+        """Physical (n, channels, h, w) to scaled targets, one draw of each."""
         scaled = [c.scaling.forward(source[:, i]) for i, c in enumerate(self.translation.source)]
         tensor = torch.from_numpy(np.stack(scaled, axis=1).astype(np.float32))
+        seeds = draw_seeds(self.seed, draw, keys)
         parts = []
-        for batch in tensor.split(self.batch_size):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                parts.append(self.method.translate(batch.to(self.device)).float().cpu())
+        for start in range(0, len(tensor), self.batch_size):
+            batch = tensor[start : start + self.batch_size].to(self.device)
+            noise = Noise(seeds[start : start + self.batch_size], self.device)
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+            with autocast, forgetting(self.method, noise) if forget else nullcontext():
+                parts.append(self._one(batch, noise, seeds[start : start + self.batch_size]).float().cpu())
         shape = (0, len(self.translation.target), *source.shape[-2:])
         return (torch.cat(parts) if parts else torch.zeros(shape)).numpy().astype(np.float64)
+
+    def _one(self, batch: torch.Tensor, noise: Noise, seeds: Sequence[int]) -> torch.Tensor:
+        """One batch, whole or in tiles."""
+        act = self.method.translate_back if self.reverse else self.method.translate
+        height, width = batch.shape[-2:]
+        if not self.tiling.tile:
+            return act(batch, noise=noise, calls=self.calls)
+        self.tiling.require_fits(height, width)
+        if self.method.local_networks:
+            with tiled(self.method, self.tiling):
+                return act(batch, noise=noise, calls=self.calls)
+
+        def of_tile(x: torch.Tensor, number: int) -> torch.Tensor:
+            return act(x, noise=Noise(draw_seeds(number, 0, seeds), self.device), calls=self.calls)
+
+        return self.method.finish(batch, blended(of_tile, batch, self.tiling))
+
+
+def _stacked(source: Sequence[Maps]) -> NDArray[np.float32]:
+    """(n, channels, h, w)."""
+    return np.stack([stack.values for stack in source], axis=1)
+
+
+def _keys(maps: Any, views: Any, n: int) -> list[int]:
+    """What tells maps apart for their random numbers: the views of a store, else their places."""
+    if not isinstance(maps, MapStore):
+        return list(range(n))
+    return [int(view) for view in (maps.catalogue()["view"] if views is None else views)]
+
+
+def summed_up(draws: Iterator[dict[str, Maps]]) -> dict[str, Uncertain]:
+    """Mean and standard deviation of draws that come one after another."""
+    moments: dict[str, Moments] = {}
+    last: dict[str, Maps] = {}
+    for last in draws:
+        for domain, stack in last.items():
+            moments.setdefault(domain, Moments()).add(stack.values)
+    return {
+        domain: Uncertain(
+            replace(stack, values=moments[domain].mean.astype(np.float32)),
+            replace(stack, values=moments[domain].sigma.astype(np.float32)),
+            moments[domain].count,
+        )
+        for domain, stack in last.items()
+    }
 
 
 def store_maps(

@@ -20,7 +20,10 @@ from skyshift.translate.translator import Translator, store_maps
 VIEWS = 256
 """Validation views that are translated, at the most, spread over the part."""
 
-DIRECTIONS: Mapping[str, int] = {metric.name: metric.best for metric in METRICS}
+VALUES = {m.name: m for m in METRICS if m.summary and m.default and m.group != "calibration"}
+"""What is measured of single translations, without networks of others."""
+
+DIRECTIONS: Mapping[str, int] = {name: metric.best for name, metric in VALUES.items()}
 """Name of every value to the direction of better: 1 larger, -1 smaller, 0 nearer to zero."""
 
 
@@ -54,6 +57,7 @@ class Validator:
             for name in self.data.config.target
         ]
         return {
-            metric.name: float(np.mean([metric.summary(values[metric.name]) for values in scores]))
-            for metric in METRICS
+            name: float(np.mean([metric.summary(values[name]) for values in scores]))
+            for name, metric in VALUES.items()
+            if metric.summary
         }

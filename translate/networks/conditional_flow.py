@@ -18,7 +18,7 @@ from skyshift.errors import SkyshiftError
 from skyshift.translate.networks.blocks import initialise, pad_to_multiple, require_at_least
 
 try:
-    from FrEIA.modules import AllInOneBlock  # type: ignore[import-untyped]
+    from FrEIA.modules import AllInOneBlock
 except ImportError as error:
     raise SkyshiftError("normalizing flows need FrEIA: pip install 'FrEIA>=0.2'") from error
 
