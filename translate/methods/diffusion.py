@@ -23,11 +23,12 @@ of first order, and without clipping (maps have no upper limit):
     sde_dpm_solver++  its stochastic form (the default): noise in every step makes up for errors of the network
     unipc             second order with corrector, no noise after the start
 
-ddim and ddpm are diffusers' ``DPMSolverMultistepScheduler`` of order 1, with which they agree (Lu et al. 2022, section
-6.1), because ``DDIMScheduler`` takes evenly spaced times only. With the exact denoiser of N(0.5, 0.2²) the second order
+ddim and ddpm are diffusers' ``DPMSolverMultistepScheduler`` of order 1, with which they agree, because
+``DDIMScheduler`` takes evenly spaced times only. With the exact denoiser of N(0.5, 0.2²) the second order
 samplers return mean and deviation to 7 % from 10 calls on; first order ones fall short of the deviation, by 5 % with 50
 calls (ddim) or 100 (ddpm), by a quarter and a third with 10. Fewer are therefore refused. Below 10 calls the draws
-of the second order fall short as well (by an eighth to two fifths with 5); one call is near the mean of the targets.
+of the second order fall short as well (by an eighth to two fifths with 5);
+one call is close to the mean of the targets.
 
 References:
     Ho, Jain & Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
