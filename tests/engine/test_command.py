@@ -10,6 +10,7 @@ import yaml
 
 from skyshift.checkpoint import make
 from skyshift.command import CommandError, command, parse, shipped_config
+from skyshift.datasets.collect import CollectConfig
 from skyshift.datasets.download import DownloadConfig
 from skyshift.datasets.observe import ObserveConfig
 from skyshift.datasets.shards import BuildConfig
@@ -180,7 +181,7 @@ def test_every_shipped_translation_is_known(repository):
 
 
 def test_every_shipped_store_is_known(repository):
-    """A file of this folder is for one of three commands, which its name says."""
+    """A file of this folder is for one of four commands, which its name says."""
     for path in shipped(repository, "datasets"):
         line = ["--config", str(path)]
         if path.stem == "download":
@@ -190,6 +191,9 @@ def test_every_shipped_store_is_known(repository):
         elif path.stem.startswith("observe_"):
             observed, _ = parse(ObserveConfig, line, None, "Observe.")
             assert get_survey(observed.survey).name, path
+        elif path.stem.startswith("collect_"):
+            collected, _ = parse(CollectConfig, line, None, "Collect.")
+            assert set(collected.inputs) == {"first", "nvss"}
         else:
             built, _ = parse(BuildConfig, line, None, "Build.", (GalaxySource,))
             assert isinstance(built.source, GalaxySource), path
