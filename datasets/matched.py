@@ -7,6 +7,7 @@ field of view on the same number of pixels.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,7 +129,12 @@ class MatchedStores(JoinedStores):
 
 
 def _keys(catalogue: Table) -> list[tuple[int, ...]]:
-    """Of each row galaxy, snapshot and rotation as whole multiples of the tolerance."""
+    """Of each row galaxy, snapshot, rotation as whole multiples of the tolerance, and how many such were before."""
     rotation = np.rint(np.asarray(catalogue["rotation"], np.float64).reshape(len(catalogue), -1) / ROTATION)
     numbers = np.column_stack([catalogue["galaxy"], catalogue["snapshot"], rotation.astype(np.int64)])
-    return [tuple(row) for row in numbers.tolist()]
+    seen: Counter[tuple[int, ...]] = Counter()
+    keys = []
+    for row in map(tuple, numbers.tolist()):
+        keys.append((*row, seen[row]))
+        seen[row] += 1
+    return keys

@@ -122,9 +122,9 @@ def _require_same_settings(checkpoint: Path, plain: Mapping[str, Any]) -> None:
     except (OSError, AttributeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{checkpoint / 'config.yaml'} cannot be read ({error})") from None
     now = _fixed(plain)
-    default = {f"data.{key}": value for key, value in _fixed(asdict(DataConfig())).items()}
-    for key in [key for key in now.keys() - before.keys() if key in default]:
-        before[key] = default[key]  # a run begun before there was such a key
+    sections = {"data": DataConfig, "training": TrainingConfig, "physics": PhysicsConfig, "conserve": ConserveConfig}
+    default = _fixed({name: asdict(section()) for name, section in sections.items()})
+    before = {key: value for key, value in default.items() if key in now} | before  # begun before there was such a key
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise CheckpointError(
@@ -217,8 +217,15 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         # Maps are evaluated in float32, whatever precision they were trained in.
         # What this very configuration named is trusted.
         output = Path(config.output) / "evaluation"
-        direction = {"source": config.data.source, "target": config.data.target} if config.data.domains else {}
-        print(evaluate(checkpoint, store=store, output=output, trust_remote_code=True, **direction).table())
+        found = evaluate(
+            checkpoint,
+            store=store,
+            output=output,
+            trust_remote_code=True,
+            source=config.data.source,
+            target=config.data.target,
+        )
+        print(found.table())
         print(f"checkpoint: {checkpoint}\nfigures and table: {output}")
     trainer.accelerator.wait_for_everyone()
     return checkpoint
