@@ -223,7 +223,6 @@ class Work:
                 f"the background is empty: background.maps is {config.maps}; an explanation is a difference from "
                 "something, name at least one map"
             )
-        provenance = explainer.translator.translation.provenance
         try:
             store = open_training(explainer.translator.translation)
         except SkyshiftError:
