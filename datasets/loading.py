@@ -136,7 +136,13 @@ def _hashed_sides(key: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
 
 
 def fit_scalings(
-    store: MapStore, domains: Sequence[str], views: NDArray[np.int64], kinds: Mapping[str, str], seed: int = 0
+    store: MapStore,
+    domains: Sequence[str],
+    views: NDArray[np.int64],
+    kinds: Mapping[str, str],
+    seed: int = 0,
+    *,
+    varied: bool = False,
 ) -> dict[str, Scaling]:
     """Fit a scaling for each domain on training maps.
 
@@ -147,9 +153,10 @@ def fit_scalings(
             are read.
         kinds: Domain to the kind of scaling; the domain's own default where it is not named.
         seed: Of the choice.
+        varied: Refuse a domain that has one value alone in all of these maps.
 
     Raises:
-        SkyshiftError: A map holds what is not finite, or all maps of a domain hold one value alone.
+        SkyshiftError: A map holds what is not finite, or is refused.
     """
     most = max(1, min(FIT_VIEWS, FIT_PIXELS // store.pixels**2))
     if len(views) > most:
@@ -158,29 +165,28 @@ def fit_scalings(
     fitted = {}
     for name in domains:
         maps = store.maps(name, views)
-        _require_content(store, name, views, maps)
+        _require_finite(store, name, views, maps)
+        if varied:
+            _require_varied(store, name, maps)
         fitted[name] = fit_scaling(kinds.get(name, default[name]), maps)
     return fitted
 
 
-def _require_content(store: MapStore, domain: str, views: NDArray[np.int64], maps: NDArray[np.float32]) -> None:
-    """Training maps are finite, and say something.
-
-    Raises:
-        SkyshiftError: They do not; the message names domain, view or value, and a cure.
-    """
-    low, high = maps.min(axis=(1, 2)), maps.max(axis=(1, 2))
-    wrong = ~(np.isfinite(low) & np.isfinite(high))
+def _require_finite(store: MapStore, domain: str, views: NDArray[np.int64], maps: NDArray[np.float32]) -> None:
+    wrong = ~np.isfinite(maps.sum(axis=(1, 2), dtype=np.float64))  # a sum needs no memory of the size of the maps
     if wrong.any():
         raise SkyshiftError(
             f"{store.path}: the map of {domain} in view {views[wrong][0]} holds values that are not finite (so do "
             f"{int(wrong.sum())} of {len(views)} training maps); look at it, and build the store anew"
         )
-    if len(maps) and low.min() == high.max():
+
+
+def _require_varied(store: MapStore, domain: str, maps: NDArray[np.float32]) -> None:
+    if len(maps) and maps.min() == maps.max():
         raise SkyshiftError(
-            f"{store.path}: every pixel of {domain} is {low[0]:.6g} {store.units[domain]} in all {len(views)} training "
-            f"maps that were looked at; there is nothing to learn from it. Take another domain, or look why {domain} "
-            "is empty and build the store anew"
+            f"{store.path}: every pixel of {domain} is {maps.min():.6g} {store.units[domain]} in all {len(maps)} "
+            f"training maps that were looked at; there is nothing to learn from it. Take another domain, "
+            f"or look why {domain} is empty and build the store anew"
         )
 
 

@@ -234,7 +234,7 @@ class TranslationData:
     def scalings(self) -> dict[str, Scaling]:
         """Of every domain of one store; of the source domains, where the targets are of another."""
         domains = self.config.used if self.target_store is None else self.config.source
-        return fit_scalings(self.store, domains, self.views["train"], self.config.scaling, self.seed)
+        return fit_scalings(self.store, domains, self.views["train"], self.config.scaling, self.seed, varied=True)
 
     @cached_property
     def target_scalings(self) -> dict[str, Scaling]:
@@ -242,7 +242,8 @@ class TranslationData:
         if self.target_store is None:
             return {name: self.scalings[name] for name in self.config.target}
         views = self.target_views["train"]
-        return fit_scalings(self.target_store, self.config.target, views, self.config.scaling, self.seed)
+        domains, kinds = self.config.target, self.config.scaling
+        return fit_scalings(self.target_store, domains, views, kinds, self.seed, varied=True)
 
     @cached_property
     def translation(self) -> Translation:

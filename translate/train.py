@@ -217,7 +217,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         # Maps are evaluated in float32, whatever precision they were trained in.
         # What this very configuration named is trusted.
         output = Path(config.output) / "evaluation"
-        found = evaluate(
+        judged = evaluate(
             checkpoint,
             store=store,
             output=output,
@@ -225,7 +225,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
             source=config.data.source,
             target=config.data.target,
         )
-        print(found.table())
+        print(judged.table())
         print(f"checkpoint: {checkpoint}\nfigures and table: {output}")
     trainer.accelerator.wait_for_everyone()
     return checkpoint

@@ -123,7 +123,7 @@ def test_other_galaxies_and_other_fields_are_no_pairs(store, tmp_path):
 
 
 def test_one_name_on_both_sides_cannot_be_matched(store):
-    with pytest.raises(StoreError, match="hi is a source domain of .* and a target domain of"):
+    with pytest.raises(StoreError, match=r"hi is a source domain of .* and a target domain of"):
         DataConfig(str(store.path), target_store=str(store.path), source=["hi"], target=["hi"]).open()
 
 
