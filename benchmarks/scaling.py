@@ -127,8 +127,8 @@ def page(runs: list[Run], claims: list[Claim], steps: int) -> str:
         "# Several processes",
         "",
         f"`python benchmarks/scaling.py` made this page ({machine()}). The embedded default (pix2pix, gas to HI, 64² "
-        f"pixels), {steps} steps of {SAMPLES} samples in float32 by the real command, {'a GPU' if GPU else 'one thread'} "
-        "a process unless said otherwise; median of the log's samples a second.",
+        f"pixels), {steps} steps of {SAMPLES} samples in float32 by the real command, "
+        f"{'a GPU' if GPU else 'one thread'} a process unless said otherwise; median of the log's samples a second.",
         "",
         "| | samples/s | over one process |",
         "|---|---|---|",

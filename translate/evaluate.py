@@ -145,8 +145,8 @@ def _draws(translators: Mapping[str, Translator], metrics: Sequence[str], asked:
     main = next(iter(translators.values()))
     if asked > 1 and not main.draws_differ:
         raise SkyshiftError(
-            f"draws: {type(main.method).__name__} gives one translation of a map, {asked} draws would be the same; leave "
-            "draws out, or train its network with dropout"
+            f"draws: {type(main.method).__name__} gives one translation of a map, {asked} draws would be the same; "
+            "leave draws out, or train its network with dropout"
         )
     if not any(name in metrics for name in CALIBRATION):
         return dict.fromkeys(translators, 1)

@@ -24,9 +24,9 @@ from skyshift.datasets.loading import FIT_VIEWS
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
 from skyshift.translate.baselines import Relation, simple_relations
-from skyshift.translate.evaluation_draws import calibrate
 from skyshift.translate.evaluation_scores import AXES, Yardstick, curves, measure, physical_features
 from skyshift.translate.metric_rows import PRETRAINED
+from skyshift.translate.metrics.calibration import calibrate
 from skyshift.translate.metrics.pretrained import (
     NETWORKS,
     Features,

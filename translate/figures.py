@@ -211,7 +211,7 @@ def calibration_figure(curves: Mapping[str, Mapping[str, NDArray[Any]]]) -> Figu
 
     Args:
         curves: Translator to ``central`` (n, bins), ``ranks`` (n, draws + 1), ``spread`` and ``error`` (n,), as
-            :func:`skyshift.translate.evaluation_draws.calibrate` gives them.
+            :func:`skyshift.translate.metrics.calibration.calibrate` gives them.
     """
     figure = Figure(figsize=(11.5, 3.8), layout="constrained")
     coverage, ranks, spread = figure.subplots(1, 3)

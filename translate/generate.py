@@ -55,7 +55,7 @@ class GenerateConfig:
         draws: So many draws a map, of which the mean and, as ``{domain}_sigma``, the standard deviation are written;
             1 for a single translation.
         tile: Side in pixels of the tiles in which large maps are translated; 0 for whole maps.
-        overlap: Of neighbouring tiles, pixels.
+        overlap: Of neighbouring tiles, pixels; by default a quarter of a tile.
         reverse: From target to source, where the method learns both ways.
         source: Of a checkpoint between any domains (data.domains): those to translate from, one or several.
         target: Those to translate to, one or several of the others.
@@ -75,7 +75,7 @@ class GenerateConfig:
     seed: int = 0
     draws: int = 1
     tile: int = 0
-    overlap: int = 64
+    overlap: int | None = None
     reverse: bool = False
     source: list[str] = field(default_factory=list)
     target: list[str] = field(default_factory=list)
@@ -90,7 +90,7 @@ class GenerateConfig:
     @property
     def tiling(self) -> Tiling:
         """How maps are cut."""
-        return Tiling(self.tile, min(self.overlap, self.tile // 2) if self.overlap == 64 else self.overlap)
+        return Tiling(self.tile, self.tile // 4 if self.overlap is None else self.overlap)
 
 
 SIGMA = "_sigma"

@@ -11,8 +11,10 @@ network's receptive field reaches no farther than a third of the overlap, tiles 
 
 Group and instance normalisation divide by the mean and variance of what they see. On tiles that would be each tile's
 own, which makes seams and wrong amplitudes. With ``statistics: shared`` each layer's sums over all tiles (weighted by
-the same windows, so that an overlap counts once) are gathered in passes before the last: after pass p the first p
-layers are exact, and a few passes suffice in practice.
+the same windows, so that an overlap counts once) are gathered one layer after another: pass p runs up to layer p, all
+layers before it already fixed, so that every layer has the statistics of the whole map. For L layers this costs about
+L/2 more evaluations; networks that normalise nothing cost nothing more. (All layers gathered at once, in a few passes,
+do not come near: each layer's input moves while the layers before it are still being fixed.)
 
 References:
     Bar-Tal, Yariv, Lipman & Dekel 2023, MultiDiffusion, arXiv:2302.08113 (samplers whose calls are blended over tiles).
@@ -42,20 +44,17 @@ class Tiling:
         overlap: Of neighbouring tiles, pixels; three times the reach of the network's receptive field makes it exact.
         batch: Tiles of one map that go through a network at once.
         statistics: ``shared`` over the tiles of a map, or each tile's own (``local``).
-        passes: Passes over the tiles that gather the shared statistics before the last one.
     """
 
     tile: int = 0
     overlap: int = 64
     batch: int = 4
     statistics: Literal["shared", "local"] = "shared"
-    passes: int = 3
 
     def __post_init__(self) -> None:
-        if self.tile < 0 or self.overlap < 0 or self.batch < 1 or self.passes < 1:
+        if self.tile < 0 or self.overlap < 0 or self.batch < 1:
             raise SkyshiftError(
-                f"tiles need tile ≥ 0, overlap ≥ 0, batch ≥ 1 and passes ≥ 1, not {self.tile}, {self.overlap}, "
-                f"{self.batch} and {self.passes}"
+                f"tiles need tile ≥ 0, overlap ≥ 0 and batch ≥ 1, not {self.tile}, {self.overlap} and {self.batch}"
             )
         if self.tile and self.overlap > self.tile // 2:
             raise SkyshiftError(
@@ -105,55 +104,47 @@ def window(tile: int, overlap: int, first: bool, last: bool) -> Tensor:
     return weights.clamp_min(1e-12).float()  # never a pixel without any weight
 
 
+class _Gathered(Exception):  # noqa: N818 - no error
+    """The layer whose turn it is has seen this batch of tiles: what comes after it need not be computed."""
+
+
 class _SharedNorm:
-    """Stands in for the forward of one normalisation layer: sums over all tiles, then what they give."""
+    """Stands in for the forward of one normalisation layer, with the statistics of all tiles once they are fixed."""
 
     def __init__(self, layer: nn.GroupNorm | nn.InstanceNorm2d) -> None:
         self.layer = layer
         self.groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else layer.num_features
         self.fixed: tuple[Tensor, Tensor] | None = None
-        self.sums: list[Tensor] | None = None
+        self.sums: list[Tensor] = []
         self.weights = torch.ones(1)
         """(tiles, 1, tile, tile) of the tiles at work; each has ``samples`` maps."""
         self.samples = 1
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(tiles · samples, channels, h, w) normalised."""
+        """(tiles · samples, channels, h, w) normalised; until the statistics are fixed, gather and go no further."""
         grouped = x.float().reshape(len(x), self.groups, -1, *x.shape[-2:])
-        if self.sums is not None:
-            weights = F.adaptive_avg_pool2d(self.weights.to(x.device), (x.shape[-2], x.shape[-1]))
-            weights = weights.repeat_interleave(self.samples, 0)[:, None]
-            weighted = weights * grouped
-            for total, part in zip(
-                self.sums,
-                (
-                    weighted.sum((2, 3, 4)),
-                    (weighted * grouped).sum((2, 3, 4)),
-                    weights.expand_as(grouped).sum((2, 3, 4)),
-                ),
-                strict=True,
-            ):
-                total += part.double().reshape(-1, self.samples, self.groups).sum(0)
         if self.fixed is None:
-            variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0)
-        else:
-            mean, variance = (s.repeat(len(x) // self.samples, 1) for s in self.fixed)
-        scaled = (grouped - mean[..., None, None, None]) * (variance + self.layer.eps).rsqrt()[..., None, None, None]
-        scaled = scaled.reshape(x.shape)
+            self._gather(grouped)
+            raise _Gathered
+        mean, variance = (s.repeat(len(x) // self.samples, 1)[..., None, None, None] for s in self.fixed)
+        scaled = ((grouped - mean) * (variance + self.layer.eps).rsqrt()).reshape(x.shape)
         if self.layer.weight is not None:
             scaled = scaled * self.layer.weight[:, None, None] + self.layer.bias[:, None, None]
         return scaled.to(x.dtype)
 
-    def begin(self, device: torch.device) -> None:
-        """Start a pass that gathers."""
-        self.sums = [torch.zeros(self.samples, self.groups, dtype=torch.float64, device=device) for _ in range(3)]
+    def _gather(self, grouped: Tensor) -> None:
+        weights = F.adaptive_avg_pool2d(self.weights.to(grouped.device), (grouped.shape[-2], grouped.shape[-1]))
+        weights = weights.repeat_interleave(self.samples, 0)[:, None]
+        weighted = weights * grouped
+        parts = (weighted, weighted * grouped, weights.expand_as(grouped))
+        sums = [part.sum((2, 3, 4)).double().reshape(-1, self.samples, self.groups).sum(0) for part in parts]
+        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
 
-    def end(self) -> None:
-        """Fix what the pass has gathered."""
-        assert self.sums is not None
+    def fix(self) -> None:
+        """Take what was gathered on all tiles."""
         first, second, weight = self.sums
         mean = first / weight
-        self.fixed, self.sums = (mean.float(), (second / weight - mean**2).clamp_min(0.0).float()), None
+        self.fixed = (mean.float(), (second / weight - mean**2).clamp_min(0.0).float())
 
 
 @dataclass
@@ -175,7 +166,7 @@ class TiledNetwork(nn.Module):
         super().__init__()
         self.network, self.tiling = network, tiling
         self.stride = int(getattr(network, "stride", 1))
-        padding = getattr(network, "padding", "reflect")
+        padding: Any = getattr(network, "padding", "reflect")
         self.padding: PaddingMode = padding if padding in get_args(PaddingMode) else "reflect"
         if tiling.tile % self.stride or tiling.tile < 2 * self.stride:
             raise SkyshiftError(
@@ -198,14 +189,11 @@ class TiledNetwork(nn.Module):
         tiles, total = self._tiles(x)
         norms = list(_shared_norms(self.network)) if self.tiling.statistics == "shared" else []
         with _standing_in(norms):
-            for _ in range(self.tiling.passes if norms else 0):
-                for norm in norms:
-                    norm.samples = len(x)
-                    norm.begin(x.device)
-                for _ in self._outputs(x, rest, tiles, total, norms):
-                    pass
-                for norm in norms:
-                    norm.end()
+            for norm in norms:
+                norm.samples = len(x)
+            for _ in norms:
+                if not self._gather(x, rest, tiles, total, norms):
+                    break
             made: Tensor | None = None
             for tile, output in self._outputs(x, rest, tiles, total, norms):
                 if made is None:
@@ -216,6 +204,16 @@ class TiledNetwork(nn.Module):
                 )
         assert made is not None
         return crop(made / total)
+
+    def _gather(self, *work: Any) -> bool:
+        """Run all tiles up to the first layer whose statistics are not fixed, and fix them; whether there was one."""
+        norms: list[_SharedNorm] = work[-1]
+        for _ in self._outputs(*work):
+            pass
+        found = [norm for norm in norms if norm.fixed is None and norm.sums]
+        for norm in found:
+            norm.fix()
+        return bool(found)
 
     def _tiles(self, x: Tensor) -> tuple[list[_Tile], Tensor]:
         """The tiles with their windows, and the sum of the windows (h, w)."""
@@ -255,7 +253,10 @@ class TiledNetwork(nn.Module):
                 else value
                 for value in rest
             ]
-            outputs = self.network(torch.cat([x[place] for place in places]), *arguments)
+            try:
+                outputs = self.network(torch.cat([x[place] for place in places]), *arguments)
+            except _Gathered:
+                continue
             yield from zip(group, outputs.split(samples), strict=True)
 
 

@@ -1,5 +1,7 @@
 """Diffusion: exact denoisers against closed forms and diffusers, its objective, guidance, runs, and bad input."""
 
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -91,9 +93,9 @@ def test_samplers_return_gaussian_data(sampler, prediction, schedule):
     """Ten thousand pixels: their mean errs by 0.002, their deviation by 0.7 %; the rest is what few steps cost."""
     method = exact(gaussian(MEAN, DEVIATION), schedule=schedule, prediction=prediction, sampler=sampler, calls=1000)
     least = {"ddim": 50, "ddpm": 100}.get(sampler, 10)
-    for calls in sorted({least, 20, 50, 100}):
+    for calls in sorted({least, 20, 50}):
         if calls < least:
-            with pytest.raises(SkyshiftError, match=f"at least {least}. Take dpm_solver"):
+            with pytest.raises(SkyshiftError, match=f"at least {least}. Take sde_dpm"):
                 draw(method, calls)
             continue
         maps = draw(method, calls)
@@ -101,10 +103,11 @@ def test_samplers_return_gaussian_data(sampler, prediction, schedule):
         assert abs(maps.std() / DEVIATION - 1) < 0.07, (calls, maps.std())
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samplers_return_gaussian_data_in_a_thousand_steps(sampler, schedule):
-    prediction = PREDICTIONS[(SCHEDULES.index(schedule) + SAMPLERS.index(sampler)) % 3]
+def test_samplers_return_gaussian_data_in_a_thousand_steps(sampler):
+    """Every schedule and prediction with one sampler or two: what they share is tested above."""
+    schedule = SCHEDULES[SAMPLERS.index(sampler) % 3]
+    prediction = PREDICTIONS[(SAMPLERS.index(sampler) + 1) % 3]
     method = exact(gaussian(MEAN, DEVIATION), schedule=schedule, prediction=prediction, sampler=sampler, calls=1000)
     maps = draw(method)
     assert abs(maps.mean() - MEAN) < 0.01
@@ -133,7 +136,7 @@ def test_without_terminal_signal_the_mean_of_far_data_is_kept():
 
 @pytest.mark.parametrize("times", [100, 250])
 def test_a_network_of_fewer_times_serves_as_well(times):
-    method = exact(gaussian(MEAN, DEVIATION), train_steps=times, calls=20)
+    method = exact(gaussian(MEAN, DEVIATION), train_steps=times, sampler="dpm_solver++", calls=20)
     assert method.alphas_cumprod[-1] < 5e-5
     maps = draw(method)
     assert abs(maps.mean() - MEAN) < 0.01
@@ -151,6 +154,7 @@ def test_sampling_times_are_distinct_and_even_in_log_signal_to_noise():
         level = torch.logit(shares[sampling_times(shares, 10)].double()) / 2
         gaps = level[1:-1] - level[:-2]  # rounding is coarse at the last, t = 0
         assert gaps.std() < 0.15 * gaps.mean()
+        assert shares[sampling_times(shares, 50)[0]] > 3e-5  # else 1/√ᾱ makes errors of ε grow (20,000 for the cosine)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -391,6 +395,30 @@ def test_maps_are_standardised_by_the_first_batch_and_no_other():
     torch.testing.assert_close(flat(torch.full((2, 1, 4, 4), 0.3)), torch.zeros(2, 1, 4, 4))
 
 
+TWO = """
+import sys, torch
+from torch import distributed
+from skyshift.translate.methods.standardise import Standardise
+folder, rank = sys.argv[1], int(sys.argv[2])
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+assert distributed.get_world_size() == 2
+scale = Standardise(1)
+scale.measure(torch.arange(32.0).view(2, 1, 4, 4) + 32 * rank)
+torch.testing.assert_close(scale.centre.squeeze(), torch.tensor(31.5))
+torch.testing.assert_close(scale.spread.squeeze(), torch.arange(64.0).std(correction=0))
+"""
+
+
+def test_two_processes_standardise_alike(tmp_path):
+    """Ranks with different maps agree on the mean and deviation of all of them."""
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", TWO, str(tmp_path), str(rank)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], errors
+
+
 # -- the network ------------------------------------------------------------------------------------------------
 
 
@@ -493,7 +521,7 @@ def test_the_shipped_configuration_trains_and_translates(fresh_accelerate, tiny_
         *("--config", repository / "configs" / "translate" / "diffusion.yaml", "--data.store", tiny_store),
         *("--data.build=", "--data.split={train: 0.5, validation: 0.2, test: 0.3, seed: 0}", "--evaluation=false"),
         *("--training.steps=3", "--training.batch_size=2", "--training.sample_every=2", "--output", tmp_path / "run"),
-        "--method.init_args.denoiser.init_args.width=4",
+        *("--method.init_args.denoiser.init_args.width=4", "--method.init_args.calls=4"),
     ]
     train_command([str(option) for option in options])
     assert (tmp_path / "run" / "samples" / "step_0000002.png").is_file()

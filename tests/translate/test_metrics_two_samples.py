@@ -11,9 +11,9 @@ from scipy.stats import norm
 
 from skyshift.datasets.scaling import Asinh
 from skyshift.errors import SkyshiftError
-from skyshift.translate.evaluation_draws import calibrate
 from skyshift.translate.metric_rows import choose
 from skyshift.translate.metrics import pretrained, two_samples
+from skyshift.translate.metrics.calibration import calibrate
 
 
 @pytest.fixture

@@ -17,17 +17,18 @@ kept with the weights and never change after. ``target_mean`` and ``target_devia
 Samplers. All run on diffusers' solvers, on times evenly spaced in log-signal-to-noise, with the last step to no noise
 of first order, and without clipping (maps have no upper limit):
 
-    ddpm            ancestral sampling with the smaller variance β̃; first order, noise in every step
-    ddim            η = 0; first order, no noise after the start
-    dpm_solver++    second order multistep, no noise after the start
-    sde_dpm_solver++  its stochastic form, noise in every step
-    unipc           second order with corrector, no noise after the start
+    ddpm              ancestral sampling with the smaller variance β̃; first order, noise in every step
+    ddim              η = 0; first order, no noise after the start
+    dpm_solver++      second order multistep, no noise after the start
+    sde_dpm_solver++  its stochastic form (the default): noise in every step makes up for errors of the network
+    unipc             second order with corrector, no noise after the start
 
-ddim and ddpm are diffusers' ``DPMSolverMultistepScheduler`` of order 1, with which they agree (Lu et al. 2022, section
-6.1), because ``DDIMScheduler`` takes evenly spaced times only. With the exact denoiser of N(0.5, 0.2²) the second order
+ddim and ddpm are diffusers' ``DPMSolverMultistepScheduler`` of order 1, with which they agree, because
+``DDIMScheduler`` takes evenly spaced times only. With the exact denoiser of N(0.5, 0.2²) the second order
 samplers return mean and deviation to 7 % from 10 calls on; first order ones fall short of the deviation, by 5 % with 50
 calls (ddim) or 100 (ddpm), by a quarter and a third with 10. Fewer are therefore refused. Below 10 calls the draws
-of the second order fall short as well (by a fifth with 5); one call is close to the mean of the targets.
+of the second order fall short as well (by an eighth to two fifths with 5);
+one call is close to the mean of the targets.
 
 References:
     Ho, Jain & Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
@@ -115,7 +116,7 @@ class Diffusion(TranslationMethod):
         prediction: Prediction = "v_prediction",
         zero_terminal_snr: bool = False,
         min_snr: float = 0.0,
-        sampler: Sampler = "dpm_solver++",
+        sampler: Sampler = "sde_dpm_solver++",
         calls: int = 20,
         guidance: float = 1.0,
         drop_source: float = 0.0,
@@ -151,7 +152,7 @@ class Diffusion(TranslationMethod):
         if steps < LEAST_STEPS.get(self.sampler, 1):
             raise SkyshiftError(
                 f"{steps} steps{cost} of {self.sampler} would draw maps that vary too little; it takes at least "
-                f"{LEAST_STEPS[self.sampler]}. Take dpm_solver++ or unipc for few calls"
+                f"{LEAST_STEPS[self.sampler]}. Take sde_dpm_solver++, dpm_solver++ or unipc for few calls"
             )
         return steps
 

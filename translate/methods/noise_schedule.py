@@ -12,12 +12,13 @@ A network predicts ``epsilon`` = ε, ``v_prediction`` = √ᾱ ε - √(1-ᾱ) y
 follows from another and x_t.
 
 Times of a sampler. A sampler with few calls errs where the log-signal-to-noise λ = ½ ln(ᾱ/(1-ᾱ)) makes large steps.
-diffusers' evenly spaced times ("linspace", "trailing") leap from λ < 1 to no noise at all in the last of ten steps;
-with the exact denoiser of N(0.5, 0.2²) DPM-Solver++ then gives a standard deviation of 0.10 (trailing), and 0.25 with
-20 (linspace, both ends). Here times are evenly spaced in λ from its end to its start (Lu et al. 2022), rounded to times
-that the network knows, and the last step starts at t = 0. λ below -5.1 (ᾱ below 4e-5, the end of ``linear``) is left
-out, as diffusers advises for the cosine schedule: errors of ε would grow there by up to 1/√ᾱ = 20,000. Only a terminal
-time without signal is visited first.
+diffusers' evenly spaced times leap from λ ≈ 1 to no noise at all in the last of ten steps: with the exact denoiser of
+N(0.5, 0.2²) its DPM-Solver++ and UniPC give a standard deviation of 0.10 to 0.11 with 10 steps, 0.15 with 20 and 0.19
+with 50, for "linspace", "trailing" and "leading" alike. Here times are evenly spaced in λ from its end to its start (Lu
+et al. 2022), rounded to times that the network knows, and the last step starts at t = 0; 10 steps give 0.198 to 0.211.
+λ below -5.1 (ᾱ below 4e-5, the end of ``linear``) is left out, as diffusers advises for the cosine schedule: errors of
+ε would grow there by up to 1/√ᾱ = 20,000. Only a terminal time without signal is visited first. As many steps as there
+are times visit them all.
 
 References:
     Ho, Jain & Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
