@@ -136,7 +136,13 @@ def _hashed_sides(key: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
 
 
 def fit_scalings(
-    store: MapStore, domains: Sequence[str], views: NDArray[np.int64], kinds: Mapping[str, str], seed: int = 0
+    store: MapStore,
+    domains: Sequence[str],
+    views: NDArray[np.int64],
+    kinds: Mapping[str, str],
+    seed: int = 0,
+    *,
+    varied: bool = False,
 ) -> dict[str, Scaling]:
     """Fit a scaling for each domain on training maps.
 
@@ -147,12 +153,41 @@ def fit_scalings(
             are read.
         kinds: Domain to the kind of scaling; the domain's own default where it is not named.
         seed: Of the choice.
+        varied: Refuse a domain that has one value alone in all of these maps.
+
+    Raises:
+        SkyshiftError: A map holds what is not finite, or is refused.
     """
     most = max(1, min(FIT_VIEWS, FIT_PIXELS // store.pixels**2))
     if len(views) > most:
         views = np.sort(np.random.default_rng(seed).choice(views, most, replace=False))
     default = {name: DOMAINS[name].scaling if name in DOMAINS else "asinh" for name in domains}
-    return {name: fit_scaling(kinds.get(name, default[name]), store.maps(name, views)) for name in domains}
+    fitted = {}
+    for name in domains:
+        maps = store.maps(name, views)
+        _require_finite(store, name, views, maps)
+        if varied:
+            _require_varied(store, name, maps)
+        fitted[name] = fit_scaling(kinds.get(name, default[name]), maps)
+    return fitted
+
+
+def _require_finite(store: MapStore, domain: str, views: NDArray[np.int64], maps: NDArray[np.float32]) -> None:
+    wrong = ~np.isfinite(maps.sum(axis=(1, 2), dtype=np.float64))  # a sum needs no memory of the size of the maps
+    if wrong.any():
+        raise SkyshiftError(
+            f"{store.path}: the map of {domain} in view {views[wrong][0]} holds values that are not finite (so do "
+            f"{int(wrong.sum())} of {len(views)} training maps); look at it, and build the store anew"
+        )
+
+
+def _require_varied(store: MapStore, domain: str, maps: NDArray[np.float32]) -> None:
+    if len(maps) and maps.min() == maps.max():
+        raise SkyshiftError(
+            f"{store.path}: every pixel of {domain} is {maps.min():.6g} {store.units[domain]} in all {len(maps)} "
+            f"training maps that were looked at; there is nothing to learn from it. Take another domain, "
+            f"or look why {domain} is empty and build the store anew"
+        )
 
 
 class _Reader:
@@ -179,12 +214,14 @@ class _Reader:
     def _fill(self, views: NDArray[np.int64]) -> NDArray[np.float32]:
         pixels = self.store.pixels
         held = np.empty((len(views), len(self.domains), pixels, pixels), np.float32)
-        step = max(1, CHUNK // (4 * len(self.domains) * pixels**2))
+        step = max(1, CHUNK // (4 * max(1, len(self.domains)) * pixels**2))
         for start in range(0, len(views), step):
             held[start : start + step] = self._read(views[start : start + step])
         return held
 
     def _read(self, views: NDArray[np.int64]) -> NDArray[np.float32]:
+        if not self.domains:
+            return np.empty((len(views), 0, self.store.pixels, self.store.pixels), np.float32)
         maps = [self.store.maps(name, views) for name in self.domains]
         if not self.physical:
             maps = [self._scaled(name, values) for name, values in zip(self.domains, maps, strict=True)]
@@ -195,7 +232,8 @@ class _Reader:
 
     def scaled(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """Physical maps (channels, height, width) as the network sees them."""
-        return np.stack([self._scaled(name, maps[i]) for i, name in enumerate(self.domains)])
+        scaled = [self._scaled(name, maps[i]) for i, name in enumerate(self.domains)]
+        return np.stack(scaled) if scaled else maps
 
     def rows(self, views: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Where in the views of this reader these stand.
@@ -229,16 +267,19 @@ class MapDataset(Dataset[dict[str, Any]]):
     """Samples of source and target maps, by :class:`Draw` or by view number.
 
     A sample holds ``source`` and ``target`` (channels, height, width) float32, scaled, and ``view``; unpaired, also
-    ``target_view``, drawn from another split group.
+    ``target_view``, drawn from another split group, or from another store.
 
     Attributes:
         store: Of the maps.
         source: Domains of the source channels.
-        target: Domains of the target channels.
+        target: Domains of the target channels; there may be none.
         views: Views to take.
         scalings: Of every domain.
         paired: Source and target show the same view; else the target shows another galaxy.
         augment: How each sample is changed, drawn from its seed; ``True`` for the 8 symmetries of the square.
+        target_store: Unpaired, of the target maps, where that is another store.
+        target_views: The views of that store to take.
+        target_scalings: Of its domains, which may be called like domains of the first store.
     """
 
     store: MapStore
@@ -248,19 +289,32 @@ class MapDataset(Dataset[dict[str, Any]]):
     scalings: Mapping[str, Scaling]
     paired: bool = True
     augment: Augmentation | bool = False
+    target_store: MapStore | None = None
+    target_views: NDArray[np.int64] | None = None
+    target_scalings: Mapping[str, Scaling] | None = None
 
     def __post_init__(self) -> None:
-        self.store.require_domains([*self.source, *self.target])
-        if not len(self.views):
-            raise SkyshiftError(f"{self.store.path}: there are no views to take")
+        others = self.store if self.target_store is None else self.target_store
+        other_views = self.views if self.target_views is None else self.target_views
+        self.store.require_domains(self.source)
+        others.require_domains(self.target)
+        for store, views in ((self.store, self.views), (others, other_views)):
+            if not len(views):
+                raise SkyshiftError(f"{store.path}: there are no views to take")
         chosen = self.augment
         self._augment = chosen if isinstance(chosen, Augmentation) else Augmentation(symmetries=chosen)
-        hold = 4 * len(self.views) * (len(self.source) + len(self.target)) * self.store.pixels**2 <= MEMORY_LIMIT
+        channels = len(self.views) * len(self.source) + len(other_views) * len(self.target)
+        hold = 4 * channels * self.store.pixels**2 <= MEMORY_LIMIT
         self._source, self._target = (
-            _Reader(self.store, names, self.views, self.scalings, physical=self._augment.physical, hold=hold)
-            for names in (self.source, self.target)
+            _Reader(store, names, views, scalings, physical=self._augment.physical, hold=hold)
+            for store, names, views, scalings in (
+                (self.store, self.source, self.views, self.scalings),
+                (others, self.target, other_views, self.target_scalings or self.scalings),
+            )
         )
-        if not self.paired:
+        if self.target_store is not None and self.paired:
+            raise SkyshiftError("a second store gives unpaired targets; pairs of two stores are matched before")
+        if not self.paired and self.target_store is None:
             self._group = self._groups()
             if len(np.unique(self._group)) < 2:
                 raise SkyshiftError("unpaired samples need at least two galaxies")
@@ -277,6 +331,8 @@ class MapDataset(Dataset[dict[str, Any]]):
         return len(self.views)
 
     def _partner(self, view: int, generator: np.random.Generator) -> int:
+        if self.target_views is not None:
+            return int(self.target_views[int(generator.integers(len(self.target_views)))])
         group = self._group[self._source.rows([view])[0]]
         while True:
             other = int(generator.integers(len(self.views)))

@@ -32,7 +32,7 @@ from skyshift.datasets.store import MapStore
 from skyshift.engine import launch_state
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
-from skyshift.translate.data import fingerprint
+from skyshift.translate.data import fingerprint, open_training
 from skyshift.translate.evaluation_output import write_evaluation
 from skyshift.translate.evaluation_result import LEVEL, RESAMPLES, Evaluation, interval
 from skyshift.translate.evaluation_scores import Yardstick, complete, score
@@ -110,6 +110,8 @@ class EvaluateConfig(Options):
             checkpoint's run.
         batch_size: Maps translated at once, by one process.
         precision: no (float32) or bf16.
+        source: Of checkpoints between any domains (data.domains): those to translate from, one or several.
+        target: Those to translate to, one or several of the others.
         trust_remote_code: Allow the checkpoints to name classes from outside this package.
     """
 
@@ -119,6 +121,8 @@ class EvaluateConfig(Options):
     output: str = ""
     batch_size: int = 32
     precision: Precision = "no"
+    source: list[str] = field(default_factory=list)
+    target: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
 
 
@@ -163,6 +167,8 @@ def evaluate(
     trust_remote_code: bool = False,
     options: Options | None = None,
     distributed: bool = False,
+    source: Sequence[str] = (),
+    target: Sequence[str] = (),
 ) -> Evaluation:
     """Judge a checkpoint and write table, values and figures.
 
@@ -179,6 +185,8 @@ def evaluate(
         options: What is measured.
         distributed: Share the work over the processes of the launch, all of which must call this. Otherwise the caller
             works alone, whatever the launch.
+        source: Of checkpoints between any domains, those to translate from.
+        target: Those to translate to.
 
     Returns:
         The result, the same on every process. The main process writes.
@@ -198,10 +206,11 @@ def evaluate(
     networks = Networks.load(metrics, insisted, options.weights, options.perceptual_network, options.feature_network)
     folder = find_checkpoint(checkpoint)
     made: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "trust_remote_code": trust_remote_code}
+    made |= {"source": source, "target": target}
     made["calls"] = options.calls or None
     translators = load_translators(folder, options.baselines, state, **made)
     translator = next(iter(translators.values()))
-    store = store or open_stores(translator.translation.provenance["store"])
+    store = store or open_training(translator.translation)
     store.require_domains([*translator.source, *translator.target])
     train, views = _views(store, translator, part)
     draws = _draws(translators, metrics, options.draws)
@@ -311,6 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             trust_remote_code=config.trust_remote_code,
             options=config,
             distributed=True,
+            source=config.source,
+            target=config.target,
         )
         if launch_state().is_main_process:
             print(f"{result.table()}\nfigures and table: {output}")

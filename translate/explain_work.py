@@ -27,7 +27,7 @@ from skyshift.datasets.store import MapStore
 from skyshift.engine import computes_bfloat16
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
-from skyshift.translate.data import fingerprint
+from skyshift.translate.data import fingerprint, open_training
 from skyshift.translate.explain_models import Logits
 from skyshift.translate.explain_parts import Probed
 from skyshift.translate.explain_probes import make_probe, partners, require_probes, spread_views
@@ -146,7 +146,7 @@ class Work:
         self.probes = ["true"] if self.generator else list(config.probes)
         require_probes(self.probes, paired=explainer.paired or self.generator)
         provenance = explainer.translator.translation.provenance
-        self.store = open_stores(config.store or provenance["store"])
+        self.store = open_stores(config.store) if config.store else open_training(explainer.translator.translation)
         self.store.require_complete()
         self.store.require_domains([*self.domains, *self.quantiles])
         self.split = Split(**provenance["split"])
@@ -223,9 +223,8 @@ class Work:
                 f"the background is empty: background.maps is {config.maps}; an explanation is a difference from "
                 "something, name at least one map"
             )
-        provenance = explainer.translator.translation.provenance
         try:
-            store = open_stores(provenance["store"])
+            store = open_training(explainer.translator.translation)
         except SkyshiftError:
             store = self.store
         catalogue = store.catalogue()

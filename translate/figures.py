@@ -76,6 +76,45 @@ def comparison_figure(
     return map_figure(rows, titles or next(iter(estimate.values())).names)
 
 
+def unpaired_figure(
+    store: MapStore,
+    views: Sequence[int] | NDArray[np.integer],
+    source: Sequence[str],
+    estimate: Mapping[str, Maps],
+    others: MapStore,
+    other_views: Sequence[int] | NDArray[np.integer],
+) -> Figure:
+    """Source, its translation, and a map of another galaxy as the target store has them, a row a view.
+
+    Args:
+        store: With the source domains.
+        views: Which; the maps of ``estimate`` are of these.
+        source: Source domains.
+        estimate: Target domain to translated maps.
+        others: With the target domains.
+        other_views: One a row.
+    """
+    rows = []
+    for i, (view, other) in enumerate(zip(views, other_views, strict=True)):
+        row = []
+        for domain, maps in store_maps(store, source, [view]).items():
+            title, colours = _look(domain)
+            row.append(Panel(maps.values[0], title, maps.unit, colours, _side(maps, 0)))
+        for domain, maps in estimate.items():
+            title, colours = _look(domain)
+            true = store_maps(others, [domain], [other])[domain].to(maps.unit)
+            row += [
+                Panel(maps.values[i], f"{title}, translated", maps.unit, colours, _side(maps, i), stretch=domain),
+                Panel(true.values[0], f"{title}, another", maps.unit, colours, _side(true, 0), stretch=domain),
+            ]
+        rows.append(row)
+    return map_figure(rows, next(iter(estimate.values())).names)
+
+
+def _side(maps: Maps, row: int) -> float | None:
+    return None if maps.side is None else float(maps.side[row])
+
+
 def spectra_figure(k: NDArray[np.floating], curves: Mapping[str, Mapping[str, NDArray[Any]]], unit: str) -> Figure:
     """Power ratio, cross-correlation and radial profile: median and 16-84 % band over the maps, a line a translator.
 

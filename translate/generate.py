@@ -16,7 +16,7 @@ import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torc
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class GenerateConfig:
         tile: Side in pixels of the tiles in which large maps are translated; 0 for whole maps.
         overlap: Of neighbouring tiles, pixels; by default a quarter of a tile.
         reverse: From target to source, where the method learns both ways.
+        source: Of a checkpoint between any domains (data.domains): those to translate from, one or several.
+        target: Those to translate to, one or several of the others.
         trust_remote_code: Allow the checkpoint to name classes from outside this package.
     """
 
@@ -75,6 +77,8 @@ class GenerateConfig:
     tile: int = 0
     overlap: int | None = None
     reverse: bool = False
+    source: list[str] = field(default_factory=list)
+    target: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -111,6 +115,7 @@ def _plan(translator: Translator, store: MapStore, checkpoint: Path, draws: int)
             "seed": translator.seed,
             "draws": draws,
             "reverse": translator.reverse,
+            **({"source": translator.source, "target": translator.target} if translator.translation.domains else {}),
             "tiling": asdict(translator.tiling),
         },
         "training": translator.translation.provenance,
@@ -240,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=config.seed,
         tiling=config.tiling,
         reverse=config.reverse,
+        source=config.source,
+        target=config.target,
         trust_remote_code=config.trust_remote_code,
     )
     if result is None:

@@ -79,7 +79,12 @@ def export(config: ShareConfig) -> Path:
     evaluation = Path(config.evaluation) if config.evaluation else run / "evaluation"
     if config.evaluation and not (evaluation / "table.md").is_file():
         raise SkyshiftError(f"--evaluation {evaluation} holds no table.md; make it with translate/evaluate.py")
-    translator = Translator.from_pretrained(checkpoint, device="cpu", trust_remote_code=config.trust_remote_code)
+    translation = Translation.read(checkpoint)
+    sides = ([channel.domain for channel in side] for side in (translation.source, translation.target))
+    source, target = sides  # of a checkpoint between any domains, those it was evaluated in
+    translator = Translator.from_pretrained(
+        checkpoint, device="cpu", trust_remote_code=config.trust_remote_code, source=source, target=target
+    )
     method = translator.method
     weights = method.state_dict()  # averaged, where there is an average
     if not config.discriminators:
@@ -87,9 +92,8 @@ def export(config: ShareConfig) -> Path:
         weights = {key: value for key, value in weights.items() if not key.startswith(dropped)}
     plain = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
     plain["output"] = _last_name(plain.get("output", ""))
-    plain.get("data", {}).update(store=_last_name(plain.get("data", {}).get("store", "")))
-    translation = Translation.read(checkpoint)
-    translation.provenance["store"] = _last_name(translation.provenance["store"])
+    for facts in (plain.get("data", {}), translation.provenance):
+        facts.update({key: _last_name(facts[key]) for key in ("store", "target_store") if facts.get(key)})
     card = model_card(checkpoint, evaluation, licence=config.licence, name=config.name)
     with write_folder_whole(output, replace=False) as folder:
         save_tensors(folder / "model.safetensors", weights)

@@ -11,11 +11,12 @@ import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torc
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate.utils import set_seed
@@ -31,10 +32,11 @@ from skyshift.files import write_json, write_text
 from skyshift.translate.conservation import ConserveConfig, conservation
 from skyshift.translate.data import DataConfig, TranslationData
 from skyshift.translate.evaluate import evaluate
-from skyshift.translate.figures import comparison_figure
+from skyshift.translate.figures import comparison_figure, unpaired_figure
 from skyshift.translate.losses.physics_terms import PhysicsConfig, PhysicsTerms
 from skyshift.translate.methods.base import TranslationMethod
 from skyshift.translate.methods.pix2pix import Pix2Pix
+from skyshift.translate.networks.domain_unet import DomainUNet
 from skyshift.translate.networks.patchgan import PatchGAN
 from skyshift.translate.networks.resnet import ResNet
 from skyshift.translate.networks.unet import UNet
@@ -42,7 +44,7 @@ from skyshift.translate.translator import Translation, Translator
 from skyshift.translate.validation import DIRECTIONS, Validator
 
 DEFAULT_CONFIG = "translate/gas_to_hi.yaml"
-NETWORKS = (UNet, ResNet, PatchGAN)
+NETWORKS = (UNet, DomainUNet, ResNet, PatchGAN)
 
 
 @dataclass
@@ -80,6 +82,9 @@ def _sampler(data: TranslationData) -> Callable[[nn.Module], Figure]:
     def draw(averaged: nn.Module) -> Figure:
         assert isinstance(averaged, TranslationMethod)
         estimate = Translator(averaged, data.translation)(data.store, views)
+        if data.target_store is not None:
+            others = np.resize(data.target_views["train"], len(views))
+            return unpaired_figure(data.store, views, data.config.source, estimate, data.target_store, others)
         return comparison_figure(data.store, views, data.config.source, estimate)
 
     return draw
@@ -102,7 +107,7 @@ def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
             flat[prefix] = value
 
     walk("", {key: value for key, value in plain.items() if key not in _FREE})
-    skipped = {f"training.{name}" for name in _FREE_TRAINING} | {"data.store", "data.build"}
+    skipped = {f"training.{name}" for name in _FREE_TRAINING} | {"data.store", "data.target_store", "data.build"}
     return {key: value for key, value in flat.items() if key not in skipped}
 
 
@@ -117,6 +122,9 @@ def _require_same_settings(checkpoint: Path, plain: Mapping[str, Any]) -> None:
     except (OSError, AttributeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{checkpoint / 'config.yaml'} cannot be read ({error})") from None
     now = _fixed(plain)
+    sections = {"data": DataConfig, "training": TrainingConfig, "physics": PhysicsConfig, "conserve": ConserveConfig}
+    default = _fixed({name: asdict(section()) for name, section in sections.items()})
+    before = {key: value for key, value in default.items() if key in now} | before  # begun before there was such a key
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise CheckpointError(
@@ -136,7 +144,8 @@ def _require_same_data(checkpoint: Path, translation: Translation) -> None:
     begun = Translation.read(checkpoint)
     before = {**begun.provenance, "source": begun.source, "target": begun.target}
     now = {**translation.provenance, "source": translation.source, "target": translation.target}
-    for name in ("fingerprint", "split", "source", "target"):
+    before["domains"], now["domains"] = begun.domains, translation.domains
+    for name in ("fingerprint", "split", "source", "target", "domains"):
         if before[name] != now[name]:
             raise CheckpointError(
                 f"{checkpoint} was trained with {name} = {before[name]}, this run has {now[name]}; a run continues "
@@ -164,13 +173,20 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     data = TranslationData(config.data, store, config.training.seed)
     if config.evaluation and not len(data.views["test"]):
         raise SkyshiftError("there are no test galaxies to evaluate on: set data.split.test, or --evaluation false")
+    if config.evaluation and not data.has_pairs:
+        raise SkyshiftError(
+            f"{config.data.store} and {config.data.target_store} are not paired: no source has a true target to "
+            "evaluate on. Set --evaluation false"
+        )
     if found:
         _require_same_data(found, data.translation)
     set_seed(config.training.seed)  # the same weights on every process
-    method = config.method(len(config.data.source), len(config.data.target))
+    method = config.method(*config.data.channels)
     if method.needs_pairs and not config.data.paired:
         raise SkyshiftError(f"{type(method).__name__} learns from pairs; set data.paired true or choose another method")
     translation = data.translation
+    if config.data.domains and (config.physics.active or config.conserve.total):
+        raise SkyshiftError("physics and conserve are of one target domain; with data.domains leave them out")
     if config.physics.active:
         if not config.data.paired:
             raise SkyshiftError("physics compares with the target of the same view; set data.paired true")
@@ -183,7 +199,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         data.translation.write(folder)
 
     hooks = Hooks(describe, _sampler(data), data.identify, directions=DIRECTIONS)
-    if config.training.validate_every and len(data.views["validation"]):
+    if config.training.validate_every and len(data.views["validation"]) and data.has_pairs:
         hooks.validate = Validator(data)
     trainer = Trainer(
         method,
@@ -201,7 +217,15 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         # Maps are evaluated in float32, whatever precision they were trained in.
         # What this very configuration named is trusted.
         output = Path(config.output) / "evaluation"
-        print(evaluate(checkpoint, store=store, output=output, trust_remote_code=True).table())
+        judged = evaluate(
+            checkpoint,
+            store=store,
+            output=output,
+            trust_remote_code=True,
+            source=config.data.source,
+            target=config.data.target,
+        )
+        print(judged.table())
         print(f"checkpoint: {checkpoint}\nfigures and table: {output}")
     trainer.accelerator.wait_for_everyone()
     return checkpoint
@@ -219,7 +243,7 @@ def batch_sizes(config: TrainConfig) -> Path:
     def steps_of(size: int) -> Iterator[None]:
         training = replace(config.training, batch_size=size, validate_every=0, patience=0)
         set_seed(training.seed)
-        method = config.method(len(config.data.source), len(config.data.target))
+        method = config.method(*config.data.channels)
         with tempfile.TemporaryDirectory() as work:
             trainer = Trainer(method, lambda plan: data.loader(training, plan), training, Path(work))
             accelerator = trainer.accelerator

@@ -10,9 +10,10 @@ classes of this package are made unless the caller trusts others.
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.scaling import Scaling, scaling_from_dict
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
+from skyshift.translate.any_to_any import PLANES, chosen, planes
 from skyshift.translate.conservation import ConserveConfig, conservation
 from skyshift.translate.draws import Moments, Uncertain, draw_seeds, forgets, forgetting
 from skyshift.translate.hub import download, is_hub_name
@@ -35,8 +37,8 @@ from skyshift.translate.tiling import Tiling, blended, tiled
 
 Precision = Literal["no", "bf16"]
 
-FORMAT = 1
-"""Version of ``translation.json``; a later one is refused."""
+FORMAT = 2
+"""Version of ``translation.json``; a later one is refused. 1 is without ``domains``, and is what is written there."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,25 @@ class Translation:
         target: Channels out.
         pixel_scale: Smallest and largest kpc per pixel of the training maps.
         provenance: Package version, store, fingerprint of the data, pixels on a side of its maps, split, seed.
+        domains: Of a network between any of them, all its domains, in their order; else none. Source and target are
+            then a direction that was chosen.
     """
 
     source: tuple[Channel, ...]
     target: tuple[Channel, ...]
     pixel_scale: tuple[float, float]
     provenance: dict[str, Any]
+    domains: tuple[Channel, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write ``translation.json``."""
         facts = {
-            "format": FORMAT,
+            "format": FORMAT if self.domains else 1,
             "source": [channel.to_dict() for channel in self.source],
             "target": [channel.to_dict() for channel in self.target],
             "pixel_scale_kpc": list(self.pixel_scale),
             "provenance": self.provenance,
+            **({"domains": [channel.to_dict() for channel in self.domains]} if self.domains else {}),
         }
         (folder / "translation.json").write_text(json.dumps(facts, indent=2, allow_nan=False), encoding="utf-8")
 
@@ -118,6 +124,7 @@ class Translation:
                 tuple(Channel.from_dict(entry) for entry in facts["target"]),
                 (float(low), float(high)),
                 facts["provenance"],
+                tuple(Channel.from_dict(entry) for entry in facts.get("domains", ())),
             )
         except FileNotFoundError:
             raise CheckpointError(f"{folder} is no translation checkpoint: it has no translation.json") from None
@@ -125,6 +132,40 @@ class Translation:
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'translation.json'} is damaged ({error!r})") from None
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Numbers of source and target channels of the method."""
+        return (PLANES * len(self.domains), 1) if self.domains else (len(self.source), len(self.target))
+
+    def choose(self, source: Sequence[str] = (), target: Sequence[str] = ()) -> "Translation":
+        """The direction that is wanted of a network between any domains.
+
+        Args:
+            source: Domains to translate from, any of the checkpoint's.
+            target: Domains to translate to, any others.
+
+        Returns:
+            With these as source and target. Of an ordinary checkpoint, itself.
+
+        Raises:
+            CheckpointError: The choice is none, names unknown domains, or is not what an ordinary checkpoint does.
+        """
+        if self.domains:
+            every = {channel.domain: channel for channel in self.domains}
+            try:
+                chosen(list(every), source, target)
+            except SkyshiftError as error:
+                raise CheckpointError(str(error)) from None
+            return replace(self, source=tuple(every[n] for n in source), target=tuple(every[n] for n in target))
+        for what, names, channels in (("source", source, self.source), ("target", target, self.target)):
+            mine = [channel.domain for channel in channels]
+            if names and list(names) != mine:
+                raise CheckpointError(
+                    f"{what}: this checkpoint was trained with {what} {', '.join(mine)}, not {', '.join(names)}; a "
+                    "direction is chosen of one trained with data.domains"
+                )
+        return self
 
 
 def find_checkpoint(folder: str | Path) -> Path:
@@ -215,6 +256,8 @@ class Translator:
         reverse: bool = False,
         averaged: bool = True,
         trust_remote_code: bool = False,
+        source: Sequence[str] = (),
+        target: Sequence[str] = (),
     ) -> "Translator":
         """Load a checkpoint.
 
@@ -230,12 +273,17 @@ class Translator:
             reverse: From target to source, where the method learns both ways.
             averaged: Take the averaged weights, where there are some.
             trust_remote_code: Allow the checkpoint to name classes from outside this package.
+            source: Of a network between any domains, those to translate from: one or several.
+            target: Those to translate to: one or several of the others.
 
         Raises:
-            CheckpointError: There is none, or it is damaged, of a later version, or names foreign classes.
+            CheckpointError: There is none, or it is damaged, of a later version, or names foreign classes; or source
+                and target are not chosen, unknown, or not what it was trained for.
         """
         folder = find_checkpoint(folder)
-        translation = Translation.read(folder)
+        translation = Translation.read(folder).choose(source, target)
+        if reverse and translation.domains:
+            raise CheckpointError(f"{folder} translates between any domains: choose source and target, not reverse")
         try:
             run = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
             config = run["method"]
@@ -243,7 +291,7 @@ class Translator:
             conserve = ConserveConfig(**(run.get("conserve") or {}))
         except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
             raise CheckpointError(f"{folder / 'config.yaml'} names no method ({error!r})") from None
-        method = make_method(config, len(translation.source), len(translation.target), trust_remote_code)
+        method = make_method(config, *translation.channels, trust_remote_code)
         method.conservation = conservation(conserve, translation.source, translation.target)
         try:
             weights = load_tensors(folder / "model.safetensors")[0]
@@ -435,14 +483,33 @@ class Translator:
         scaled = [c.scaling.forward(source[:, i]) for i, c in enumerate(self.translation.source)]
         tensor = torch.from_numpy(np.stack(scaled, axis=1).astype(np.float32))
         seeds = draw_seeds(self.seed, draw, keys)
+        if not self.translation.domains:
+            return self._batches(tensor, seeds, len(self.translation.target), forget=forget)
+        every = [channel.domain for channel in self.translation.domains]
+        given = [every.index(domain) for domain in self.source]
+        parts = [  # each target with the random numbers that it has alone
+            self._batches(tensor, seeds, 1, partial(planes, present=given, wanted=number, domains=len(every)), forget)
+            for number in (every.index(domain) for domain in self.target)
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def _batches(
+        self,
+        tensor: torch.Tensor,
+        seeds: Sequence[int],
+        targets: int,
+        encode: Callable[[torch.Tensor], torch.Tensor] = lambda batch: batch,
+        forget: bool = False,
+    ) -> NDArray[np.float64]:
+        """Scaled maps, one batch after another."""
         parts = []
         for start in range(0, len(tensor), self.batch_size):
-            batch = tensor[start : start + self.batch_size].to(self.device)
+            batch = encode(tensor[start : start + self.batch_size].to(self.device))
             noise = Noise(seeds[start : start + self.batch_size], self.device)
             autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
             with autocast, forgetting(self.method, noise) if forget else nullcontext():
                 parts.append(self._one(batch, noise, seeds[start : start + self.batch_size]).float().cpu())
-        shape = (0, len(self.translation.target), *source.shape[-2:])
+        shape = (0, targets, *tensor.shape[-2:])
         return (torch.cat(parts) if parts else torch.zeros(shape)).numpy().astype(np.float64)
 
     def _one(self, batch: torch.Tensor, noise: Noise, seeds: Sequence[int]) -> torch.Tensor:
