@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from skyshift.batch_size import chosen, facts, find_batch_size, table
-from skyshift.checkpoint import CheckpointError, best
+from skyshift.checkpoint import CheckpointError, best, see_own_code
 from skyshift.command import command, parse
 from skyshift.engine import Hooks, LoaderPlan, Trainer, TrainingConfig, launch_state, require_free
 from skyshift.errors import SkyshiftError
@@ -261,6 +261,7 @@ def batch_sizes(config: TrainConfig) -> Path:
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
+    see_own_code()
     offered = (TranslationMethod, *NETWORKS)
     config, plain = parse(TrainConfig, arguments, DEFAULT_CONFIG, "Train a translation between map domains.", offered)
     try:

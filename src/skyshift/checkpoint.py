@@ -6,7 +6,9 @@ names is trusted.
 
 import importlib
 import json
+import os
 import random
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -102,6 +104,13 @@ def set_random_state(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
     random.setstate((version, tuple(internal), following))
 
 
+def see_own_code() -> None:
+    """Let modules of the folder that a command runs in be imported, after all others: a user's own methods."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+
+
 def _resolve(path: Any, trusted: bool) -> type:
     """The class at an import path, which must be defined in this package unless the reader trusts it."""
     if not isinstance(path, str):
@@ -112,6 +121,8 @@ def _resolve(path: Any, trusted: bool) -> type:
             f"the checkpoint names {path}, which is not part of skyshift; if you trust its code, pass "
             "trust_remote_code=True"
         )
+    if trusted:
+        see_own_code()
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:

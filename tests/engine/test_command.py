@@ -19,6 +19,7 @@ from skyshift.datasets.surveys import get_survey
 from skyshift.errors import SkyshiftError
 from skyshift.naming import nearest, unknown
 from skyshift.translate import train
+from skyshift.translate.any_to_any import PLANES
 from skyshift.translate.explain_work import ExplainConfig
 from skyshift.translate.methods.base import TranslationMethod
 
@@ -174,8 +175,9 @@ def test_every_shipped_translation_is_known(repository):
             assert parse(ExplainConfig, ["--config", str(path)], None, "Explain.")[0].probes
             continue
         config, _ = parsed("--config", str(path))
-        method = config.method(len(config.data.source), len(config.data.target))
-        assert isinstance(method, TranslationMethod), path
+        any_to_any = len(config.data.domains)
+        channels = (PLANES * any_to_any, 1) if any_to_any else (len(config.data.source), len(config.data.target))
+        assert isinstance(config.method(*channels), TranslationMethod), path
         if config.data.build:
             assert shipped_config(config.data.build).is_file(), path
 

@@ -64,9 +64,8 @@ class TimeUNet(UNet):
         )
         channels = self.feature_channels[1:]
         self.films = nn.ModuleList(nn.Linear(embedding, 2 * c) for c in (*channels, *reversed(channels[:-1])))
-        for film in self.films:
-            nn.init.zeros_(film.weight)
-            nn.init.zeros_(film.bias)
+        for parameter in self.films.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
         """One output for maps at a time.
