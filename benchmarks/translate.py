@@ -443,8 +443,8 @@ def main() -> None:
         "methods that learn slowly show it: it ranks how fast methods learn, not how good they become. Metrics are "
         "those of `translate/evaluate.py`, of single translations (single draws, where draws differ); CRPS is over "
         f"{DRAWS} draws, of one translation it is its mean absolute error, both in % of the dynamic range L over"
-        " pixels that are not empty sky. CycleGAN, CUT and FastCUT are trained without pairs. ms a map: one thread, with "
-        "loading.",
+        " pixels that are not empty sky. CycleGAN, CUT and FastCUT are trained without pairs. ms a map: one thread, "
+        "with loading.",
         "",
         *sections,
         "| claim | value | bar | holds |",
