@@ -284,8 +284,8 @@ def change(checkpoint, **facts):
 
 
 def test_a_later_format_is_refused(checkpoint):
-    change(checkpoint, format=2)
-    with pytest.raises(CheckpointError, match="has checkpoint format 2, this skyshift reads up to 1; update it"):
+    change(checkpoint, format=3)
+    with pytest.raises(CheckpointError, match="has checkpoint format 3, this skyshift reads up to 2; update it"):
         Translator.from_pretrained(checkpoint)
 
 
