@@ -646,6 +646,13 @@ def test_a_checkpoint_holds_no_pickle(tiny_store, tmp_path, repository):
     for folder in ("src/skyshift", "datasets", "translate", "adapt"):
         for path in (repository / folder).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
+            if path.name == "pretrained.py":
+                # Weights of other people's networks come as torch files: tensors alone are read of them, by the reader
+                # that builds no objects, and handed on in memory.
+                calls = [line for line in text.splitlines() if "torch.load(" in line]
+                assert all("weights_only=True" in line for line in calls), path
+                assert text.count("torch.save(") == text.count("copy = io.BytesIO()") == 1
+                text = text.replace("torch.load(", "").replace("torch.save(", "")
             assert not [word for word in banned if word in text], path
 
 
