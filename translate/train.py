@@ -190,6 +190,11 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     if config.physics.active:
         if not config.data.paired:
             raise SkyshiftError("physics compares with the target of the same view; set data.paired true")
+        if not method.takes_physics:
+            raise SkyshiftError(
+                f"{type(method).__name__} makes no estimate in training that physics could judge: set the weights of "
+                "physics to 0, or take vae"
+            )
         method.physics = PhysicsTerms(config.physics, [channel.scaling for channel in translation.target])
     method.conservation = conservation(config.conserve, translation.source, translation.target)
     text = yaml.safe_dump(plain, sort_keys=False)

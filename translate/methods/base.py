@@ -60,6 +60,9 @@ class TranslationMethod(Method):
     needs_pairs: bool = False
     """Whether source and target of a sample must show the same view."""
 
+    takes_physics: bool = True
+    """Whether training makes an estimate of the target that losses on physical maps can judge."""
+
     stochastic: bool = False
     """Whether translations of one source differ from draw to draw."""
 

@@ -1,8 +1,8 @@
 """A conditional variational autoencoder's networks, with latents that keep their place on the map.
 
 A prior p(z|x) and a recognition network q(z|x, y) give means and log variances on a grid 2^depth times coarser; a
-U-Net decodes the source beside z, upsampled. Spatial latents, unlike the one global vector of Kohl et al. 2018, vary
-from place to place and serve maps of any size.
+U-Net decodes the source beside z, upsampled, to a mean and a σ a pixel. Spatial latents, unlike the one global vector
+of Kohl et al. 2018, vary from place to place and serve maps of any size.
 
 References:
     Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional Generative Models, NeurIPS.
@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from skyshift.translate.networks.blocks import initialise, pad_to_multiple, require_at_least
 from skyshift.translate.networks.unet import UNet
+
+LOG_SIGMA = (-5.0, 1.0)
+"""ln σ of a pixel stays between these: the lower is the floor of e^-5 = 0.007 scaled units, without which empty sky,
+which is known exactly, would be a density without limit."""
 
 LOG_VARIANCE = 7.0
 """Log variances of latents stay within ± this: e^3.5 = 33 is wider than any code needs."""
@@ -32,7 +36,7 @@ class LatentUNet(nn.Module):
     """
 
     def __init__(
-        self, source_channels: int, target_channels: int, *, width: int = 24, depth: int = 3, latent_channels: int = 4
+        self, source_channels: int, target_channels: int, *, width: int = 16, depth: int = 3, latent_channels: int = 4
     ) -> None:
         super().__init__()
         require_at_least("width", width, 1)
@@ -41,8 +45,7 @@ class LatentUNet(nn.Module):
         self.stride = 2**depth
         self.prior = _pyramid(source_channels, width, depth, latent_channels)
         self.recognition = _pyramid(source_channels + target_channels, width, depth, latent_channels)
-        self.decoder = UNet(source_channels + latent_channels, target_channels, width=width, depth=depth)
-        self.log_sigma = nn.Parameter(torch.full((1, target_channels, 1, 1), -2.0))
+        self.decoder = UNet(source_channels + latent_channels, 2 * target_channels, width=width, depth=depth)
 
     def forward(
         self, source: Tensor, target: Tensor | None = None, epsilon: Tensor | None = None
@@ -55,8 +58,8 @@ class LatentUNet(nn.Module):
             epsilon: Unit normal numbers of :meth:`latent_shape`; drawn by torch where None.
 
         Returns:
-            Mean (batch, target_channels, h, w), log σ (1, target_channels, 1, 1), and KL(q, p) (batch,) in nats a map,
-            0 without a target.
+            Mean (batch, target_channels, h, w), log σ of the same shape, and KL(q, p) (batch,) in nats a map, 0 without
+            a target.
         """
         padded, crop = pad_to_multiple(source, self.stride, "reflect")
         mean, log_variance = _gaussian(self.prior(padded))
@@ -69,7 +72,9 @@ class LatentUNet(nn.Module):
         epsilon = torch.randn_like(mean) if epsilon is None else epsilon
         z = mean + (0.5 * log_variance).exp() * epsilon
         z = F.interpolate(z, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-        return crop(self.decoder(torch.cat([padded, z], 1))), self.log_sigma, kl
+        estimate, sigma = crop(self.decoder(torch.cat([padded, z], 1))).float().chunk(2, 1)
+        low, high = LOG_SIGMA
+        return estimate, low + (high - low) * torch.sigmoid(sigma), kl
 
     def latent_shape(self, source: Tensor) -> tuple[int, int, int]:
         """Channels, height and width of z for a source (batch, source_channels, h, w)."""
