@@ -410,10 +410,17 @@ class Translator:
                 "method that draws (diffusion, bridge, flow, vae), train its network with dropout, or several runs of "
                 "other seeds as an ensemble (skyshift.translate.ensemble)"
             )
+        if n > 1 and not self.method.stochastic and self.tiling.tile:
+            raise SkyshiftError(
+                "dropout forgets other values in each tile, which would make seams: draw whole maps (tile 0), or take a "
+                "method that draws"
+            )
         source = self._collect(maps, views)
         stack, keys = _stacked(source), _keys(maps, views, len(source[0]))
         for draw in range(first, first + n):
-            yield self._maps(source, self._translate(stack, keys, draw, forget=not self.method.stochastic))
+            yield self._maps(
+                source, self._translate(stack, keys, draw, forget=not (self.method.stochastic or self.tiling.tile))
+            )
 
     def _maps(self, source: list[Maps], estimates: NDArray[np.float64]) -> dict[str, Maps]:
         """Scaled targets as physical maps that carry over what the source says of itself."""

@@ -13,6 +13,7 @@ from skyshift.translate.draws import Moments, draw_seeds, forgetting
 from skyshift.translate.ensemble import Ensemble
 from skyshift.translate.generate import main as generate
 from skyshift.translate.methods.base import Noise, TranslationMethod
+from skyshift.translate.tiling import Tiling
 from skyshift.translate.translator import Channel, Translation, Translator
 
 UNIT = "Msun / kpc2"
@@ -156,6 +157,10 @@ def test_an_ensemble_draws_from_its_members_in_turn(gas):
         (lambda gas: translator_of(Scatter()).draws(gas, 0), "at least one draw"),
         (lambda gas: translator_of(Scatter()).uncertainty(gas, 1), "at least two draws"),
         (lambda gas: translator_of(Forgetful(nn.Identity())).draws(gas, 2), "gives one translation of a map"),
+        (
+            lambda gas: translator_of(Forgetful(), tiling=Tiling(8, 2)).draws(gas, 2),
+            "forgets other values in each tile",
+        ),
         (lambda gas: translator_of(Scatter(), calls=0), r"at least 1 network call\(s\), not 0"),
         (lambda gas: translator_of(Scatter(), calls=-3), r"at least 1 network call\(s\), not -3"),
         (lambda gas: translator_of(Scatter(), batch_size=0), "batch_size is 0"),
