@@ -412,8 +412,8 @@ class Translator:
             )
         if n > 1 and not self.method.stochastic and self.tiling.tile:
             raise SkyshiftError(
-                "dropout forgets other values in each tile, which would make seams: draw whole maps (tile 0), or take a "
-                "method that draws"
+                "dropout forgets other values in each tile, which would make seams: draw whole maps (tile 0), or take "
+                "a method that draws"
             )
         source = self._collect(maps, views)
         stack, keys = _stacked(source), _keys(maps, views, len(source[0]))
