@@ -88,7 +88,7 @@ def export(config: ShareConfig) -> Path:
     method = translator.method
     weights = method.state_dict()  # averaged, where there is an average
     if not config.discriminators:
-        dropped = tuple(f"{name}." for name in method.discriminators)
+        dropped = tuple(f"{name}." for name in (*method.discriminators, *method.training_only))
         weights = {key: value for key, value in weights.items() if not key.startswith(dropped)}
     plain = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
     plain["output"] = _last_name(plain.get("output", ""))

@@ -287,7 +287,8 @@ def tiled(method: TranslationMethod, tiling: Tiling) -> Iterator[None]:
         method: With local networks.
         tiling: How.
     """
-    names = [name for name in method.players if name not in method.discriminators and name in method._modules]
+    idle = {*method.discriminators, *method.training_only}
+    names = [name for name in method.players if name not in idle and name in method._modules]
     kept = {name: method._modules[name] for name in names}
     try:
         for name in names:

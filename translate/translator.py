@@ -295,7 +295,8 @@ class Translator:
         method.conservation = conservation(conserve, translation.source, translation.target)
         try:
             weights = load_tensors(folder / "model.safetensors")[0]
-            for name in method.discriminators:  # which an export for inference may leave out, each as a whole
+            # What an export for inference may leave out, each as a whole:
+            for name in (*method.discriminators, *method.training_only):
                 if not any(key.startswith(f"{name}.") for key in weights):
                     setattr(method, name, None)
             method.load_state_dict(weights)

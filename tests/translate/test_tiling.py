@@ -7,8 +7,12 @@ from torch import nn
 
 from skyshift.errors import SkyshiftError
 from skyshift.translate.methods.base import Noise, TranslationMethod
+from skyshift.translate.methods.cyclegan import GeneratorPair
 from skyshift.translate.metrics.seams import border_error, seam_excess
+from skyshift.translate.networks.diffusion_unet import DiffusionUNet
+from skyshift.translate.networks.domain_unet import DomainUNet
 from skyshift.translate.networks.resnet import ResNet
+from skyshift.translate.networks.time_unet import TimeUNet
 from skyshift.translate.networks.unet import UNet
 from skyshift.translate.tiling import TiledNetwork, Tiling, blended, starts, tiled, window
 
@@ -89,6 +93,24 @@ def test_batches_and_arguments_without_a_place_reach_every_tile():
     x, t = torch.rand(3, 2, 40, 56), torch.tensor([1.0, 2.0, 3.0])
     made = TiledNetwork(Timed(), Tiling(16, 4, batch=3))(x, t)
     torch.testing.assert_close(made, x * t[:, None, None, None])
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: UNet(1, 1, width=4, depth=3),
+        lambda: ResNet(1, 1, width=4, downsamplings=3),
+        lambda: TimeUNet(1, 1, width=4, depth=3),
+        lambda: DomainUNet(6, 1, width=4, depth=3),
+        lambda: DiffusionUNet(2, 1, width=8, depth=3),
+        lambda: GeneratorPair(UNet(1, 1, width=4, depth=3), ResNet(1, 1, width=4)),
+    ],
+)
+def test_every_network_says_on_which_grid_it_stands(network):
+    """Three halvings: tiles start at multiples of 8, else their pooling would not be that of the whole map."""
+    made = network()
+    assert made.stride == 8
+    assert made.padding == "reflect"
 
 
 class Sampler(TranslationMethod):

@@ -70,6 +70,9 @@ class TranslationMethod(Method):
     """Whether every network that :meth:`translate` calls takes (batch, channels, h, w), and arguments without a place
     (times, say), to one tensor of the same h and w: large maps can then be translated tile by tile within each call."""
 
+    training_only: tuple[str, ...] = ()
+    """Names of parts, beside discriminators, that translating does without: a shared checkpoint leaves them out."""
+
     calls: int = 1
     """Network evaluations of one translation, where :meth:`translate` is not told another number."""
 

@@ -62,6 +62,7 @@ class CUT(TranslationMethod):
             layers, a number is out of range or a name unknown.
     """
 
+    training_only = ("projection",)
     players = ("discriminator", "projection", "generator")
     averaged = ("generator",)
 

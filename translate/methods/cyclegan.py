@@ -20,6 +20,7 @@ References:
     Chu, Zhmoginov & Sandler 2017, CycleGAN, a Master of Steganography, arXiv:1712.02950.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -50,6 +51,9 @@ class GeneratorPair(nn.Module):
     def __init__(self, there: nn.Module, back: nn.Module) -> None:
         super().__init__()
         self.there, self.back = there, back
+        strides = [int(getattr(network, "stride", 1)) for network in (there, back)]
+        self.stride = math.lcm(*strides)
+        self.padding = getattr(there, "padding", "reflect")
 
     def forward(self, maps: Tensor, back: bool = False) -> Tensor:
         """Translate (batch, channels, h, w) one way or the other; h and w stay."""
@@ -74,6 +78,7 @@ class CycleGAN(TranslationMethod):
         SkyshiftError: A weight or size is negative, a name unknown, or an identity is wanted between unequal channels.
     """
 
+    training_only = ("buffer", "buffer_back")
     players = ("discriminator", "discriminator_back", "generators")
     averaged = ("generators",)
 

@@ -70,6 +70,7 @@ class DiffusionUNet(nn.Module):
         require_at_least("blocks", blocks, 1)
         width += width % 2  # half of the level's channels are sines of the time, half cosines
         self.depth, self.attention, self.padding = depth, attention, padding
+        self.stride = 2**depth
         network: Any = UNet2DModel(  # diffusers' classes look untyped to a checker
             in_channels=in_channels,
             out_channels=out_channels,
