@@ -83,7 +83,8 @@ def test_workers_project_with_threads_after_the_parent_did(galaxy, start):
     call = partial(project, position, support, np.ones(len(position)), side=60.0, pixels=32, threads=2)
     expected = call()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(start)) as pool:
-        np.testing.assert_array_equal(pool.submit(call).result(timeout=120), expected)
+        # The last lattice is a matrix product, whose last bit depends on where in memory a process puts its arrays.
+        np.testing.assert_allclose(pool.submit(call).result(timeout=120), expected, rtol=1e-14)
 
 
 def test_torch_and_numba_make_the_same_map(galaxy):

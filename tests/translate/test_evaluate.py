@@ -505,7 +505,7 @@ def test_constant_maps_one_map_and_one_galaxy_are_judged():
 def test_level_and_resamples_are_checked():
     with pytest.raises(SkyshiftError, match=r"0\.68 for 68 %"):
         Options(level=68)
-    with pytest.raises(SkyshiftError, match="resamples ≥ 1"):
+    with pytest.raises(SkyshiftError, match="resamples must be at least 1, not"):
         Options(resamples=0)
 
 
