@@ -256,8 +256,8 @@ def main() -> None:
     text = (
         f"`python benchmarks/radio.py` made this page. {store.views} sources, split by object; {sources} of them are "
         f"judged with each of {len(seeds)} seeds of weights and split (± is their standard deviation; a source may be "
-        f"in several test parts). {steps} steps each, {PIXELS} pixels of {PIXEL} arcsec a side; one thread, two runs at "
-        f"a time ({machine()}). Both images of a source are scaled to a peak of 1. Forward check: the estimate with "
+        f"in several test parts). {steps} steps each, {PIXELS} pixels of {PIXEL} arcsec a side; one thread, two runs "
+        f"at a time ({machine()}). Both images of a source are scaled to a peak of 1. Forward check: the estimate with "
         "the beam of the NVSS against the NVSS image that it was made from. Claims: mean difference over sources, "
         "those of one source averaged over the seeds that judge it, with its 95 % bootstrap interval over sources."
     )
