@@ -58,9 +58,9 @@ SEEDS = (0, 1, 2)
 CALLS = (1, 2, 5, 10, 20, 50)
 PIXELS = 32
 """Per side: a quarter of the shipped maps' pixels, so that sixty runs fit into half an hour of two cores."""
-TEST_VIEWS = 64
+TEST_VIEWS = 32
 """Test views that are judged, at the most, spread over the test galaxies."""
-DRAWS = 8
+DRAWS = 4
 SHOWN = {
     "psnr": ("PSNR [dB]", 1),
     "total_error": ("total, error [%]", -1),
