@@ -18,8 +18,9 @@ draws from the bridge's own posterior, of which (Markov) only the estimate ŷ an
                    is ``noise``: the source is perturbed once by ε, x_t = (1 - t) y + t (x + ε η).
 
 What is drawn. With the source as a condition (the default) and V > 0 the draws are from the distribution of targets
-given the source. Without noise there is one translation, which for one call is the mean of the targets, like a
-regression, and for more calls lies nearer to one of them. InDI with noise varies by its perturbation alone, which is no
+given the source. Without noise there is one translation:
+with the source as a condition the mean of the targets, like a regression, whatever the calls; with ``condition: false``
+and several calls it lies nearer to one of the targets. InDI with noise varies by its perturbation alone, which is no
 posterior. One call is the regression estimate of every kind.
 
 Given the source, x_t - w x is the target at a signal of 1 - w in noise of √(V w (1 - w)): a diffusion. So steps of a
@@ -52,8 +53,9 @@ from skyshift.translate.networks.time_unet import TimeUNet
 
 Kind = Literal["brownian", "schroedinger", "indi"]
 
-SCHROEDINGER_RATIO = 1.0 / 55.0
-"""√β at the ends over that in the middle: 1e-4 to 0.3 of I2SB."""
+SCHROEDINGER_RATIO = 2.0 / (1.0 + 3.0**0.5)
+"""√β at the ends over that in the middle. I2SB lets √β rise evenly from √1e-4 to √3e-4 (its β_max of 0.3 over 1,000
+steps) and mirrors the first half of that."""
 
 
 WIDEST = 6.0

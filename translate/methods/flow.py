@@ -9,8 +9,8 @@ whose minimum is the mean velocity; dx/dt = v from t = 0 to 1 then turns the sta
     start: noise    x_0 ~ N(0, 1), γ = 0: conditional flow matching with straight paths (Lipman et al. 2023; Tong et al.
                     2024). Draws are from the targets that the source s allows, which the network always sees.
     start: source   x_0 = s, a stochastic interpolant (Albergo & Vanden-Eijnden 2023; Albergo, Boffi & Vanden-Eijnden
-                    2023) with a = ``noise``. One translation of each source: an equation of motion from a fixed start
-                    makes no choice. Source and target have as many channels.
+                    2023) with a = ``noise``. One translation of each source, near the mean of its targets: an equation
+                    of motion from a fixed start makes no choice. Source and target have as many channels.
 
 Solvers: euler (one call a step), heun and midpoint (second order, two calls a step; an odd number of calls begins with
 a step of Euler). One call is x_0 + v(x_0, 0): from noise the mean of the targets, as a regression. Paths are nearly
