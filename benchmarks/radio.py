@@ -210,8 +210,8 @@ def page(per_seed: list[dict[str, dict[str, Array]]], claims: list[Claim], runs:
     lines += [f"| {c.name} | {c.value:.4g} | {c.bar} | {'yes' if c.holds else '**no**'} |" for c in claims]
     lines += [
         "",
-        "Four test sources of the first seed, at 10, 40, 60 and 90 % of the correlations of pix2pix with FIRST. FR-DEEP "
-        "is clipped at the noise and scaled image by image: flux densities cannot be compared, only structure.",
+        "Four test sources of the first seed, at 10, 40, 60 and 90 % of the correlations of pix2pix with FIRST. "
+        "FR-DEEP is clipped at the noise and scaled image by image: flux densities cannot be compared, only structure.",
         "",
         "![maps](radio.png)",
     ]
