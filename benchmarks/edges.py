@@ -186,6 +186,8 @@ def main() -> None:
             for t, (s, g) in costs.items()
         ),
         "",
+        "GiB beyond the largest memory that the process held before (its imports); 0 is no more than that.",
+        "",
         "| claim | value | bar | holds |",
         "|---|---|---|---|",
         *(f"| {c.name} | {c.value:.3g} | {c.bar} | {'yes' if c.holds else '**no**'} |" for c in claims),
