@@ -242,6 +242,11 @@ def interpolated(
     return np.asarray(map_coordinates(image, np.meshgrid(rows, columns, indexing="ij"), order=degree, mode="nearest"))
 
 
+def numbered(name: str) -> int:
+    """A number that an object's name alone decides: the same object has the same in every store."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+
+
 def _wcs_pixel(path: Path, header: Mapping[str, Any]) -> float:
     try:
         with warnings.catch_warnings():
@@ -317,7 +322,7 @@ def collect(config: CollectConfig, *, progress: bool = True) -> MapStore:
             f"{len(names)} are gathered",
             flush=True,
         )
-    store = _open(config, sets, names, units)
+    store = _open(config, sets, names, units, [labels.get(name, -1) for name in names])
     place = Placement(config.redshift)
     side = place.kpc(config.pixels * config.pixel)
     todo = [shard for shard in range(store.shards) if not store.is_done(shard)]
@@ -330,7 +335,7 @@ def collect(config: CollectConfig, *, progress: bool = True) -> MapStore:
         records = [
             ViewRecord(
                 view=row,
-                galaxy=row,
+                galaxy=numbered(names[row]),
                 name=names[row],
                 split_group=row,
                 snapshot=0,
@@ -372,12 +377,17 @@ def _usable(
 
 
 def _open(
-    config: CollectConfig, sets: Mapping[str, ImageSet], names: Sequence[str], units: Mapping[str, str]
+    config: CollectConfig,
+    sets: Mapping[str, ImageSet],
+    names: Sequence[str],
+    units: Mapping[str, str],
+    labels: Sequence[int],
 ) -> MapStore:
     """The store to fill: new, or one that an earlier run of the same images began."""
     plan = {
         "collected": {domain: vars(images.config) for domain, images in sets.items()},
         "images": {domain: images.digest(names) for domain, images in sets.items()},
+        "labels": hashlib.sha256(repr(list(zip(names, labels, strict=True))).encode()).hexdigest(),
         "pixel": config.pixel,
         "redshift": config.redshift,
     }
@@ -394,7 +404,9 @@ def _open(
         )
     store = MapStore(output)
     if store.plan != plan or store.pixels != config.pixels or list(store.labels) != list(config.label_names):
-        raise StoreError(f"{output} holds other images or another grid; choose another --output or delete it")
+        raise StoreError(
+            f"{output} holds other images, other labels or another grid; choose another --output or delete it"
+        )
     return store
 
 

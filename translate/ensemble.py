@@ -74,7 +74,7 @@ class Ensemble:
         if n < 1 or (n > count and not all(member.draws_differ for member in self.members)):
             raise SkyshiftError(f"{n} draws of an ensemble of {count} members, some of which give a single translation")
         for draw in range(n):
-            yield from self.members[draw % count].each_draw(maps, 1, views, first=draw // count)
+            yield from self.members[draw % count].each_draw(maps, 1, views, first=draw)
 
     def draws(self, maps: Any, n: int, views: Any = None) -> dict[str, NDArray[np.float32]]:
         """Target domain to (n, maps, height, width); see :meth:`skyshift.translate.translator.Translator.draws`."""

@@ -102,7 +102,7 @@ class EvaluateConfig(Options):
     """An evaluation.
 
     Attributes:
-        checkpoint: A checkpoint, or a run (its last checkpoint is taken).
+        checkpoint: A checkpoint, or a run (its best checkpoint is taken, or its last).
         store: Of the true maps, or a list of several; by default what the checkpoint was trained on.
         part: Galaxies to judge on: test, validation or train. Another store than the training's is split by the same
             rule, which does not know what was trained on: galaxies that both stores hold are not told apart.

@@ -41,7 +41,7 @@ class GenerateConfig:
     """A translation of many maps.
 
     Attributes:
-        checkpoint: A checkpoint, a run (its last checkpoint is taken), or ``owner/name`` on the hub.
+        checkpoint: A checkpoint, a run (its best checkpoint is taken, or its last), or ``owner/name`` on the hub.
         input: A store (a folder, or an address such as ``s3://bucket/maps.zarr``), or a FITS, HDF5 or NPY file.
         output: A store (``.zarr``) or a file, by its suffix.
         domain: Domain of the maps of a file that does not say.
@@ -115,7 +115,11 @@ def _plan(translator: Translator, store: MapStore, checkpoint: Path, draws: int)
             "seed": translator.seed,
             "draws": draws,
             "reverse": translator.reverse,
-            **({"source": translator.source, "target": translator.target} if translator.translation.domains else {}),
+            **(
+                {"source": list(translator.source), "target": list(translator.target)}
+                if translator.translation.domains
+                else {}
+            ),
             "tiling": asdict(translator.tiling),
         },
         "training": translator.translation.provenance,
@@ -149,6 +153,8 @@ def translate_store(
     """
     store.require_complete()
     store.require_domains(translator.source)
+    if translator.tiling.tile:
+        translator.tiling.require_fits(store.pixels, store.pixels)
     plan, launch = _plan(translator, store, checkpoint, draws), launch_state()
     with launch.main_process_first():
         made = _begun(translator, store, output, plan)

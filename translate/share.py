@@ -31,7 +31,7 @@ class ShareConfig:
     """What to give away.
 
     Attributes:
-        checkpoint: A checkpoint, or a run (its last checkpoint is taken).
+        checkpoint: A checkpoint, or a run (its best checkpoint is taken, or its last).
         output: The new folder.
         evaluation: Folder of the evaluation whose table the card shows; by default ``evaluation`` beside the run's
             checkpoints.
@@ -87,9 +87,9 @@ def export(config: ShareConfig) -> Path:
     )
     method = translator.method
     weights = method.state_dict()  # averaged, where there is an average
-    if not config.discriminators:
-        dropped = tuple(f"{name}." for name in (*method.discriminators, *method.training_only))
-        weights = {key: value for key, value in weights.items() if not key.startswith(dropped)}
+    idle = (*method.training_only, *(() if config.discriminators else method.discriminators))
+    dropped = tuple(f"{name}." for name in idle)
+    weights = {key: value for key, value in weights.items() if not key.startswith(dropped)}
     plain = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
     plain["output"] = _last_name(plain.get("output", ""))
     for facts in (plain.get("data", {}), translation.provenance):

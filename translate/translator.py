@@ -262,8 +262,8 @@ class Translator:
         """Load a checkpoint.
 
         Args:
-            folder: A checkpoint, or a run (its last checkpoint is taken). It may lack its discriminators, which the
-                method then has not (``None``).
+            folder: A checkpoint, or a run (its best checkpoint is taken, or its last). It may lack its discriminators,
+                which the method then has not (``None``).
             device: Where to run; by default the GPU where there is one.
             batch_size: Maps translated at once.
             precision: ``no`` (float32) or ``bf16``.
@@ -534,7 +534,12 @@ class Translator:
         def of_tile(x: torch.Tensor, number: int) -> torch.Tensor:
             return act(x, noise=Noise(draw_seeds(number, 0, seeds), self.device), calls=self.calls)
 
-        return self.method.finish(batch, blended(of_tile, batch, self.tiling))
+        kept, self.method.conservation = self.method.conservation, None  # of whole maps, not of each tile
+        try:
+            whole = blended(of_tile, batch, self.tiling)
+        finally:
+            self.method.conservation = kept
+        return self.method.finish(batch, whole)
 
 
 def _stacked(source: Sequence[Maps]) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from skyshift.datasets.collect import CollectConfig, Images, collect, interpolated
+from skyshift.datasets.collect import CollectConfig, Images, collect, interpolated, numbered
 from skyshift.datasets.sky import Placement
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
@@ -133,8 +133,14 @@ def test_an_interrupted_run_goes_on_and_other_images_are_refused(packed):
     store.forget(1)
     assert not MapStore(store.path).complete
     assert collect(config_of(packed), progress=False).fingerprint == before
-    with pytest.raises(SkyshiftError, match="other images or another grid"):
+    with pytest.raises(SkyshiftError, match="other images, other labels or another grid"):
         collect(config_of(packed, redshift=0.2), progress=False)
+    with np.load(packed) as file:
+        arrays = dict(file)
+    assert list(store.catalogue()["galaxy"]) == [numbered(name) for name in store.catalogue()["name"]]
+    np.savez(packed, **{**arrays, "fine_labels": 1 - arrays["fine_labels"]})
+    with pytest.raises(SkyshiftError, match="other labels"):
+        collect(config_of(packed), progress=False)
     assert MapStore(store.path).fingerprint == before
 
 

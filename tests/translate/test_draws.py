@@ -147,6 +147,8 @@ def test_an_ensemble_draws_from_its_members_in_turn(gas):
     np.testing.assert_allclose(drawn, np.stack([gas, 3 * gas]), rtol=1e-6)
     with pytest.raises(SkyshiftError, match="3 draws of an ensemble of 2 members"):
         ensemble.draws(gas, 3)
+    twice = Ensemble([translator_of(Scatter()), translator_of(Scatter())]).draws(gas, 2)["hi"]
+    assert (twice[0] != twice[1]).all(), "members of one seed do not share their random numbers"
     stochastic = Ensemble([translator_of(Scatter()), translator_of(Scatter())])
     assert len({float(one[0, 0, 0]) for one in stochastic.draws(gas, 4)["hi"][::2]}) == 2
 
