@@ -7,7 +7,7 @@ field of view on the same number of pixels.
 """
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,8 +78,7 @@ class MatchedStores(JoinedStores):
     def _match(self) -> tuple[Table, NDArray[np.int64]]:
         """The matched rows of the first catalogue, and for every view of the first store that of the second, or -1."""
         source, target = (store.catalogue() for store in self.stores)
-        found = {key: number for number, key in enumerate(_keys(target))}
-        rows = np.array([found.get(key, -1) for key in _keys(source)], np.int64)
+        rows = _partners(source, target)
         matched = rows >= 0
         if not matched.any():
             raise StoreError(
@@ -128,13 +127,17 @@ class MatchedStores(JoinedStores):
         return store.maps(domain, rows if store is self.stores[0] else partners)
 
 
-def _keys(catalogue: Table) -> list[tuple[int, ...]]:
-    """Of each row galaxy, snapshot, rotation as whole multiples of the tolerance, and how many such were before."""
-    rotation = np.rint(np.asarray(catalogue["rotation"], np.float64).reshape(len(catalogue), -1) / ROTATION)
-    numbers = np.column_stack([catalogue["galaxy"], catalogue["snapshot"], rotation.astype(np.int64)])
-    seen: Counter[tuple[int, ...]] = Counter()
-    keys = []
-    for row in map(tuple, numbers.tolist()):
-        keys.append((*row, seen[row]))
-        seen[row] += 1
-    return keys
+def _partners(source: Table, target: Table) -> NDArray[np.int64]:
+    """For each row of the first catalogue that of the second which shows the same view, or -1; each is taken once."""
+    offered: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, key in enumerate(zip(target["galaxy"].tolist(), target["snapshot"].tolist(), strict=True)):
+        offered[key].append(row)
+    ours, theirs = (np.asarray(c["rotation"], np.float64).reshape(len(c), -1) for c in (source, target))
+    found = np.full(len(source), -1, np.int64)
+    for number, key in enumerate(zip(source["galaxy"].tolist(), source["snapshot"].tolist(), strict=True)):
+        left = offered.get(key, [])
+        for place, row in enumerate(left):
+            if np.abs(theirs[row] - ours[number]).max() <= ROTATION:
+                found[number] = left.pop(place)
+                break
+    return found

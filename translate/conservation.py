@@ -25,7 +25,7 @@ from skyshift.naming import unknown
 from skyshift.translate.methods.base import Conservation
 
 if TYPE_CHECKING:
-    from skyshift.translate.translator import Channel
+    from skyshift.translate.translation import Channel
 
 LIMIT = 3.0
 """Largest size of a scaled value that is taken back to physical ones; 1 is the 99.9 % quantile of the training maps."""

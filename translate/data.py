@@ -28,7 +28,7 @@ from skyshift.engine import Batch, LoaderPlan, TrainingConfig, launch_state
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
 from skyshift.translate.any_to_any import PLANES, AnyToAnyDataset, chosen
-from skyshift.translate.translator import Channel, Translation
+from skyshift.translate.translation import Channel, Translation
 
 
 @dataclass

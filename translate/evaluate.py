@@ -40,7 +40,8 @@ from skyshift.translate.evaluation_work import Judge, Networks, load_translators
 from skyshift.translate.metric_rows import HEADLINE, METRICS, choose
 from skyshift.translate.metrics.image import scales
 from skyshift.translate.metrics.pretrained import LEAST, Network
-from skyshift.translate.translator import Precision, Translator, find_checkpoint
+from skyshift.translate.translation import find_checkpoint
+from skyshift.translate.translator import Precision, Translator
 
 __all__ = [
     "HEADLINE",

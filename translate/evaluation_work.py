@@ -35,7 +35,8 @@ from skyshift.translate.metrics.pretrained import (
     perceptual_network,
     stretched,
 )
-from skyshift.translate.translator import Channel, Translator, find_checkpoint, store_maps
+from skyshift.translate.translation import Channel, find_checkpoint
+from skyshift.translate.translator import Translator, store_maps
 
 Values = NDArray[np.float64]
 Views = NDArray[np.int64]

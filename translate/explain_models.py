@@ -36,7 +36,7 @@ from skyshift.checkpoint import CheckpointError
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
 from skyshift.translate.methods.base import TranslationMethod
-from skyshift.translate.translator import Channel
+from skyshift.translate.translation import Channel
 
 Explained = Literal["mean", "patch", "grid"]
 

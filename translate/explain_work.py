@@ -33,7 +33,8 @@ from skyshift.translate.explain_parts import Probed
 from skyshift.translate.explain_probes import make_probe, partners, require_probes, spread_views
 from skyshift.translate.explain_removal import removal_curves
 from skyshift.translate.explainer import Background, Explainer, WhatConfig, centre_crop, store_name
-from skyshift.translate.translator import find_checkpoint, store_maps
+from skyshift.translate.translation import find_checkpoint
+from skyshift.translate.translator import store_maps
 
 FAINT = 1e-3
 """Share of the mean total of the candidates below which a map counts as faint."""

@@ -38,7 +38,8 @@ from skyshift.translate.explain_models import (
     aperture_unit,
     find_discriminator,
 )
-from skyshift.translate.translator import Channel, Translator, store_maps
+from skyshift.translate.translation import Channel
+from skyshift.translate.translator import Translator, store_maps
 
 Of = Literal["discriminator", "generator"]
 

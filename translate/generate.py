@@ -33,7 +33,8 @@ from skyshift.errors import SkyshiftError
 from skyshift.files import Location, location, reaching
 from skyshift.translate.data import fingerprint
 from skyshift.translate.tiling import Tiling
-from skyshift.translate.translator import Precision, Translator, find_checkpoint, store_maps
+from skyshift.translate.translation import find_checkpoint
+from skyshift.translate.translator import Precision, Translator, store_maps
 
 
 @dataclass

@@ -13,8 +13,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from skyshift import __version__
-from skyshift.checkpoint import load_tensors
-from skyshift.translate.translator import Channel, Translation
+from skyshift.translate.translation import Channel, Translation
 
 
 def _channels(channels: tuple[Channel, ...]) -> str:
@@ -27,16 +26,29 @@ def _channels(channels: tuple[Channel, ...]) -> str:
     return "\n".join(lines)
 
 
-def _parameters(checkpoint: Path) -> int:
-    return sum(value.numel() for value in load_tensors(checkpoint / "model.safetensors")[0].values())
+def _example(translation: Translation) -> str:
+    """How to call it, with its own domains."""
+    chosen = ""
+    if translation.domains:
+        sides = ([channel.domain for channel in side] for side in (translation.source, translation.target))
+        chosen = ", source={!r}, target={!r}".format(*sides)
+    maps = ", ".join(f'"{channel.domain}": maps_of_{channel.domain}' for channel in translation.source)
+    return (
+        "from skyshift.translate.translator import Translator\n\n"
+        f'translator = Translator.from_pretrained("path/to/this/folder"{chosen})\n'
+        f'maps = translator({{{maps}}})["{translation.target[0].domain}"]  # skyshift.datasets.maps.Maps, in and out'
+    )
 
 
-def model_card(checkpoint: Path, evaluation: Path | None = None, *, licence: str = "mit", name: str = "") -> str:
+def model_card(
+    checkpoint: Path, evaluation: Path | None = None, *, parameters: int, licence: str = "mit", name: str = ""
+) -> str:
     """The card as Markdown with the metadata block that hubs read.
 
     Args:
         checkpoint: Its folder.
         evaluation: Folder of its evaluation (``table.md``), if there is one.
+        parameters: Of what is given away.
         licence: Identifier of the licence of the weights.
         name: What the model is called; by default made from its domains.
 
@@ -70,9 +82,7 @@ def model_card(checkpoint: Path, evaluation: Path | None = None, *, licence: str
 Translates maps of {sources} into maps of {targets}. Physical maps in, physical maps out, float32:
 
 ```python
-from skyshift.translate.translator import Translator
-translator = Translator.from_pretrained("path/to/this/folder")
-maps = translator({{"{translation.source[0].domain}": maps_of_it}})["{translation.target[0].domain}"]
+{_example(translation)}
 ```
 
 ## Domains and units
@@ -89,7 +99,7 @@ Pixels of {low:.4g}{f" to {high:.4g}" if high > low else ""} kpc; maps of {facts
 
 ## Method and training
 
-{method}, {_parameters(checkpoint):,} parameters, step {step} of {training.get("steps", "unknown")}; batch \
+{method}, {parameters:,} parameters, step {step} of {training.get("steps", "unknown")}; batch \
 {training.get("batch_size", "unknown")}, learning rate {training.get("learning_rate", "unknown")}, seed \
 {facts["seed"]}, skyshift {facts["skyshift"]}. The whole configuration is in `config.yaml`.
 

@@ -23,7 +23,8 @@ from skyshift.errors import SkyshiftError
 from skyshift.files import write_folder_whole
 from skyshift.translate.hub import upload
 from skyshift.translate.model_card import model_card
-from skyshift.translate.translator import Translation, Translator, find_checkpoint
+from skyshift.translate.translation import Translation, find_checkpoint
+from skyshift.translate.translator import Translator
 
 
 @dataclass
@@ -94,7 +95,8 @@ def export(config: ShareConfig) -> Path:
     plain["output"] = _last_name(plain.get("output", ""))
     for facts in (plain.get("data", {}), translation.provenance):
         facts.update({key: _last_name(facts[key]) for key in ("store", "target_store") if facts.get(key)})
-    card = model_card(checkpoint, evaluation, licence=config.licence, name=config.name)
+    parameters = sum(value.numel() for name, value in method.named_parameters() if name in weights)
+    card = model_card(checkpoint, evaluation, parameters=parameters, licence=config.licence, name=config.name)
     with write_folder_whole(output, replace=False) as folder:
         save_tensors(folder / "model.safetensors", weights)
         translation.write(folder)

@@ -40,7 +40,8 @@ from skyshift.translate.networks.domain_unet import DomainUNet
 from skyshift.translate.networks.patchgan import PatchGAN
 from skyshift.translate.networks.resnet import ResNet
 from skyshift.translate.networks.unet import UNet
-from skyshift.translate.translator import Translation, Translator
+from skyshift.translate.translation import Translation
+from skyshift.translate.translator import Translator
 from skyshift.translate.validation import DIRECTIONS, Validator
 
 DEFAULT_CONFIG = "translate/gas_to_hi.yaml"

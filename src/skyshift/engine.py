@@ -215,6 +215,7 @@ class Trainer:
     def _optimizer_step(self, batches: Iterator[Batch], stop: StopSignal) -> list[dict[str, Tensor]]:
         """One step of every player; what each micro-batch has to log."""
         self._set_rates()
+        self.method.step = self.step
         logs = [self._micro_step(next(batches)) for _ in range(self.training.accumulate)]
         self._move(stop)
         if self.average is not None:

@@ -21,6 +21,9 @@ class Method(nn.Module, abc.ABC):
     averaged: tuple[str, ...] = ()
     """Those whose running average is kept and used for inference."""
 
+    step: int = 0
+    """Number of the optimizer step that losses are for, from 0; the loop sets it, for schedules of a method's own."""
+
     def share(self, networks: Mapping[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         """Work that the losses of several players need, done once a micro-batch; by default none.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from skyshift.checkpoint import CheckpointError, best, latest
 from skyshift.engine import Hooks, Method, Trainer, TrainingConfig, TrainingError
-from skyshift.translate.translator import find_checkpoint
+from skyshift.translate.translation import find_checkpoint
 from skyshift.validation import Watch
 
 

@@ -14,13 +14,16 @@ import yaml
 from skyshift.checkpoint import CheckpointError
 from skyshift.command import shipped_config
 from skyshift.datasets.loading import Draw
+from skyshift.datasets.maps import Maps
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
 from skyshift.translate.any_to_any import direction, planes
 from skyshift.translate.data import DataConfig, TranslationData
 from skyshift.translate.evaluate import Options, evaluate
 from skyshift.translate.networks.domain_unet import DomainUNet
-from skyshift.translate.translator import Translation, Translator, store_maps
+from skyshift.translate.share import main as share
+from skyshift.translate.translation import Translation
+from skyshift.translate.translator import Translator, store_maps
 
 DOMAINS = ["gas", "dm", "stars", "hi"]
 
@@ -161,6 +164,17 @@ def _maps(store, views):
 def test_a_direction_that_cannot_be_is_refused(run, choice, message):
     with pytest.raises(CheckpointError, match=message):
         Translator.from_pretrained(run, device="cpu", **choice)
+
+
+def test_its_card_shows_how_to_choose_a_direction(run, tmp_path):
+    """The example of the card is run as it stands, on maps of the domains that it names."""
+    share(["--checkpoint", str(run), "--output", str(tmp_path / "given")])
+    example = (tmp_path / "given" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    translation = Translation.read(tmp_path / "given")
+    names = [channel.domain for channel in translation.source]
+    maps = {f"maps_of_{name}": Maps(np.ones((1, 32, 32), np.float32), name, "Msun / kpc2") for name in names}
+    exec(example.replace("path/to/this/folder", str(tmp_path / "given")), maps)
+    assert maps["maps"].domain == translation.target[0].domain
 
 
 def test_absent_maps_are_named(run, tiny_store):

@@ -14,7 +14,8 @@ from skyshift.translate.ensemble import Ensemble
 from skyshift.translate.generate import main as generate
 from skyshift.translate.methods.base import Noise, TranslationMethod
 from skyshift.translate.tiling import Tiling
-from skyshift.translate.translator import Channel, Translation, Translator
+from skyshift.translate.translation import Channel, Translation
+from skyshift.translate.translator import Translator
 
 UNIT = "Msun / kpc2"
 

@@ -26,7 +26,7 @@ from skyshift.translate.evaluate import HEADLINE, METRICS, Evaluation, Options, 
 from skyshift.translate.evaluate import main as evaluate_command
 from skyshift.translate.metrics.pretrained import WeightsError
 from skyshift.translate.train import main as train_command
-from skyshift.translate.translator import find_checkpoint
+from skyshift.translate.translation import find_checkpoint
 
 SPLIT = {"train": 0.5, "validation": 0.2, "test": 0.3, "seed": 0}
 FILES = ["maps.csv", "maps.parquet", "maps.png", "spectra.png", "structure.png", "summary.json", "table.md"]

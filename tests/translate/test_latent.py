@@ -56,6 +56,16 @@ def test_loss_is_the_negative_bound_and_trains_every_weight():
     assert all(p.grad is not None for p in method.parameters())
 
 
+def test_beta_rises_with_the_steps_of_the_optimizer():
+    """Whatever the number of micro-batches in a step: each of them is weighted alike."""
+    method, batch = _vae(warm_up=10, beta=2.0), {"source": torch.rand(2, 1, 16, 16), "target": torch.rand(2, 1, 16, 16)}
+    for step, beta in ((0, 0.0), (5, 1.0), (10, 2.0), (40, 2.0)):
+        method.step = step
+        for _ in range(2):
+            loss, parts = method.loss("autoencoder", {"autoencoder": method.autoencoder}, batch, {})
+            torch.testing.assert_close(loss, parts["nll"] + beta * parts["kl"])
+
+
 @pytest.mark.parametrize("arguments", [{"beta": -1.0}, {"beta": float("nan")}, {"warm_up": -1}])
 def test_bad_weights_are_refused(arguments):
     with pytest.raises(SkyshiftError, match=f"{next(iter(arguments))} of the vae is"):

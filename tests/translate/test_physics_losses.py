@@ -12,7 +12,8 @@ from skyshift.translate.conservation import ConserveConfig, TotalConservation, c
 from skyshift.translate.losses.physics_terms import TERMS, PhysicsConfig, PhysicsTerms, observed, power, radial_sums
 from skyshift.translate.metrics import physics
 from skyshift.translate.train import main
-from skyshift.translate.translator import Channel, Translator
+from skyshift.translate.translation import Channel
+from skyshift.translate.translator import Translator
 
 SCALING = Asinh(softening=1e4, span=1e7)
 ALL = PhysicsConfig(1.0, 1.0, 1.0, 1.0, beam=2.0)

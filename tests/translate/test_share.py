@@ -20,7 +20,8 @@ from skyshift.datasets.store import MapStore
 from skyshift.translate.evaluate import main as evaluate
 from skyshift.translate.share import main as share
 from skyshift.translate.train import main as train
-from skyshift.translate.translator import Translation, Translator, find_checkpoint
+from skyshift.translate.translation import Translation, find_checkpoint
+from skyshift.translate.translator import Translator
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,8 @@ def test_the_card_says_units_data_and_quality(run, shared_folder):
     translation = Translation.read(shared_folder)
     for wanted in (
         *("Msun / kpc2", "asinh", translation.provenance["fingerprint"], "32 x 32 pixels", "step 4 of 4", "Pix2Pix"),
+        f"{sum(value.numel() for value in load_file(shared_folder / 'model.safetensors').values()):,} parameters",
+        'translator({"gas": maps_of_gas})["hi"]',
         (run / "evaluation" / "table.md").read_text().strip(),
     ):
         assert wanted in card.text, wanted
@@ -192,7 +195,8 @@ def hub(shared_folder):
 
 LOAD = """
 import sys
-from skyshift.translate.translator import Translator, find_checkpoint
+from skyshift.translate.translation import find_checkpoint
+from skyshift.translate.translator import Translator
 folder = find_checkpoint(sys.argv[1])
 print(sorted(path.name for path in folder.iterdir()), Translator.from_pretrained(sys.argv[1]).target)
 """

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
+from astropy.table import Table
 from scipy.ndimage import gaussian_filter
 
 from skyshift.datasets.loading import Draw, Split, split_views
-from skyshift.datasets.matched import MatchedStores
+from skyshift.datasets.matched import MatchedStores, _partners
 from skyshift.datasets.scaling import fit_scaling
 from skyshift.datasets.store import MapStore, StoreError
 from skyshift.errors import SkyshiftError
 from skyshift.translate.data import DataConfig, TranslationData, open_training
 from skyshift.translate.evaluate import Options, evaluate
 from skyshift.translate.train import main
-from skyshift.translate.translator import Translation
+from skyshift.translate.translation import Translation
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -73,6 +74,22 @@ def test_pairs_are_of_the_same_galaxy_and_rotation(store, seen):
         np.testing.assert_array_equal(matched.maps("hi_seen", [int(catalogue["view"][row])]), partner)
     with pytest.raises(StoreError, match="view 0 is not in both stores"):
         matched.maps("gas", [0])
+
+
+@pytest.mark.parametrize(("error", "pairs"), [(0.4e-6, 3), (3e-6, 0)])
+def test_rotations_are_compared_with_a_tolerance(error, pairs):
+    """Rounded to steps of the tolerance, two numbers on either side of a step's edge would differ."""
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3, 3)))[0]
+    rotation[0, 0, 0] = 0.4999999e-6  # beside such an edge
+    ours = Table({"galaxy": [4, 4, 5], "snapshot": [99, 99, 99], "rotation": rotation})
+    theirs = ours[::-1].copy()
+    theirs["rotation"] += error
+    found = _partners(ours, theirs)
+    assert found.tolist() == ([2, 1, 0] if pairs else [-1, -1, -1])
+    # Each is taken once, however many look alike.
+    twice = Table({"galaxy": [4, 4], "snapshot": [99, 99], "rotation": rotation[[0, 0]]})
+    assert _partners(twice, twice).tolist() == [0, 1]
+    assert _partners(twice, twice[:1]).tolist() == [0, -1]
 
 
 def test_matched_data_is_fitted_and_split_as_one_store(store, seen):

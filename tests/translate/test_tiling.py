@@ -83,6 +83,23 @@ def test_shared_statistics_are_those_of_the_whole_map(norm):
         torch.testing.assert_close(network(x), whole, rtol=0, atol=0)
 
 
+@torch.no_grad()
+def test_the_network_of_diffusers_gives_the_same_on_tiles():
+    """Its group norms, at every level and in the middle, see the whole map; what is left is reach beyond the overlap."""
+    torch.manual_seed(0)
+    network = DiffusionUNet(2, 1, width=8, depth=1, blocks=1).eval()
+    for parameter in network.parameters():  # its last layers begin at zero, which any tiling would get right
+        parameter.normal_(std=0.2)
+    x, t = torch.cat([field(192), field(192, 1)], 1) * torch.linspace(0.2, 2.0, 192), torch.tensor([300.0])
+    whole = network(x, t)
+
+    def error(tiling):
+        return float((TiledNetwork(network, tiling)(x, t) - whole).abs().mean() / whole.std())
+
+    assert error(Tiling(128, 64)) < 1e-4
+    assert error(Tiling(128, 64, statistics="local")) > 0.01
+
+
 def test_batches_and_arguments_without_a_place_reach_every_tile():
     class Timed(nn.Module):
         stride = 1

@@ -16,7 +16,8 @@ from skyshift.checkpoint import CheckpointError
 from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.store import MapStore, StoreError
 from skyshift.translate.train import main as train_command
-from skyshift.translate.translator import Translation, Translator, store_maps
+from skyshift.translate.translation import Translation
+from skyshift.translate.translator import Translator, store_maps
 
 UNIT = "Msun / kpc2"
 

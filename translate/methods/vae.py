@@ -3,9 +3,9 @@
     p(y|x) = ∫ N(y; f, σ²) p(z|x) dz,    ELBO = E_q(z|x,y) ln N(y; f, σ²) − β KL(q(z|x, y) || p(z|x)),    f, σ of (x, z)
 
 σ is learned, one a pixel (empty sky is known far better than a disc), so the weight between distance and KL is the
-likelihood's and no free λ. β = 1 is the bound; it rises linearly from 0 over the first ``warm_up`` training steps of a
-process, lest z be ignored (a resumed run goes on from its count). Draws carry pixel noise of σ by default: without it
-they lack the variance that the likelihood says they have, and intervals would be too narrow.
+likelihood's and no free λ. β = 1 is the bound; it rises linearly from 0 over the first ``warm_up`` optimizer steps, lest
+z be ignored. Draws carry pixel noise of σ by default: without it they lack the variance that the likelihood says they
+have, and intervals would be too narrow.
 
 References:
     Kingma & Welling 2014, Auto-Encoding Variational Bayes, arXiv:1312.6114.
@@ -15,7 +15,6 @@ References:
 import math
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from skyshift.engine import Batch
@@ -32,7 +31,7 @@ class VAE(TranslationMethod):
         target_channels: Channels of the target.
         autoencoder: Network with the interface of :class:`LatentUNet`.
         beta: β, weight of the KL divergence; 1 is the bound.
-        warm_up: Micro-batches over which β rises from zero.
+        warm_up: Optimizer steps over which β rises from zero.
         pixel_noise: Whether draws carry the likelihood's noise.
 
     Raises:
@@ -44,7 +43,6 @@ class VAE(TranslationMethod):
     needs_pairs = True
     stochastic = True
     local_networks = False
-    seen: Tensor
 
     def __init__(
         self,
@@ -62,7 +60,6 @@ class VAE(TranslationMethod):
                 raise SkyshiftError(f"{name} of the vae is {value}; it must be a finite number, at least 0.")
         self.autoencoder = autoencoder(source_channels, target_channels)
         self.beta, self.warm_up, self.pixel_noise = beta, warm_up, pixel_noise
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def loss(
         self, player: str, networks: Mapping[str, nn.Module], batch: Batch, shared: Mapping[str, Tensor]
@@ -72,8 +69,7 @@ class VAE(TranslationMethod):
         estimate, log_sigma, kl = networks[player](source, target)
         estimate = self.finish(source, estimate)
         nll = 0.5 * ((target - estimate) / log_sigma.exp()).square() + log_sigma + 0.5 * math.log(2 * math.pi)
-        beta = self.beta * (self.seen / max(self.warm_up, 1)).clamp(max=1.0) if self.warm_up else self.beta
-        self.seen += 1
+        beta = self.beta * min(1.0, self.step / self.warm_up) if self.warm_up else self.beta
         physics, parts = self.physics_loss(estimate, batch)
         divergence = kl.mean() / target[0].numel()
         return nll.mean() + beta * divergence + physics, {"nll": nll.mean(), "kl": divergence, **parts}
