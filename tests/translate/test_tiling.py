@@ -85,7 +85,7 @@ def test_shared_statistics_are_those_of_the_whole_map(norm):
 
 @torch.no_grad()
 def test_the_network_of_diffusers_gives_the_same_on_tiles():
-    """Its group norms, at every level and in the middle, see the whole map; what is left is reach beyond the overlap."""
+    """Its group norms, in the middle too, see the whole map; what is left is reach beyond the overlap."""
     torch.manual_seed(0)
     network = DiffusionUNet(2, 1, width=8, depth=1, blocks=1).eval()
     for parameter in network.parameters():  # its last layers begin at zero, which any tiling would get right

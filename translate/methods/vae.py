@@ -3,9 +3,9 @@
     p(y|x) = ∫ N(y; f, σ²) p(z|x) dz,    ELBO = E_q(z|x,y) ln N(y; f, σ²) − β KL(q(z|x, y) || p(z|x)),    f, σ of (x, z)
 
 σ is learned, one a pixel (empty sky is known far better than a disc), so the weight between distance and KL is the
-likelihood's and no free λ. β = 1 is the bound; it rises linearly from 0 over the first ``warm_up`` optimizer steps, lest
-z be ignored. Draws carry pixel noise of σ by default: without it they lack the variance that the likelihood says they
-have, and intervals would be too narrow.
+likelihood's and no free λ. β = 1 is the bound; it rises linearly from 0 over the first ``warm_up`` optimizer steps,
+lest z be ignored. Draws carry pixel noise of σ by default: without it they lack the variance that the likelihood says
+they have, and intervals would be too narrow.
 
 References:
     Kingma & Welling 2014, Auto-Encoding Variational Bayes, arXiv:1312.6114.
