@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,7 +24,10 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True)
 class Trained:
-    """A run: its folder, the wall-clock seconds of the whole command, and its peak resident memory in GiB."""
+    """A run: its folder, the processor seconds of the whole command, and its peak resident memory in GiB.
+
+    Processor seconds, of one thread: what else the machine does hardly counts.
+    """
 
     folder: str
     seconds: float
@@ -56,7 +58,6 @@ def train(config: Mapping[str, Any], folder: Path) -> Trained:
     path = folder / "asked.yaml"
     path.write_text(yaml.safe_dump({**config, "output": str(folder), "evaluation": False, "resume": True}), "utf-8")
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    started = time.perf_counter()
     with (folder / "output.txt").open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, ROOT / "translate" / "train.py", "--config", path],
@@ -67,7 +68,7 @@ def train(config: Mapping[str, Any], folder: Path) -> Trained:
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"{folder}: {(folder / 'output.txt').read_text(encoding='utf-8')[-2000:]}")
-    made = Trained(str(folder), time.perf_counter() - started, usage.ru_maxrss / 1024**2)
+    made = Trained(str(folder), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024**2)
     write_json(record, asdict(made))
     return made
 

@@ -33,7 +33,7 @@ PARTS = ("train", "validation", "test")
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of maps that a dataset holds in memory; beyond it every map is read from the store when it is wanted."""
 
-CHUNK = 64 * 1024**2
+CHUNK = 16 * 1024**2
 """Bytes of maps that are read and scaled at once when a dataset is filled."""
 
 FIT_VIEWS = 2000
@@ -158,9 +158,7 @@ def fit_scalings(
     Raises:
         SkyshiftError: A map holds what is not finite, or is refused.
     """
-    most = max(1, min(FIT_VIEWS, FIT_PIXELS // store.pixels**2))
-    if len(views) > most:
-        views = np.sort(np.random.default_rng(seed).choice(views, most, replace=False))
+    views = _fit_views(store, views, seed)
     default = {name: DOMAINS[name].scaling if name in DOMAINS else "asinh" for name in domains}
     fitted = {}
     for name in domains:
@@ -170,6 +168,22 @@ def fit_scalings(
             _require_varied(store, name, maps)
         fitted[name] = fit_scaling(kinds.get(name, default[name]), maps)
     return fitted
+
+
+def _fit_views(store: MapStore, views: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Those of the training views that are read for a fit."""
+    most = max(1, min(FIT_VIEWS, FIT_PIXELS // store.pixels**2))
+    if len(views) <= most:
+        return views
+    return np.sort(np.random.default_rng(seed).choice(views, most, replace=False))
+
+
+def highest_values(
+    store: MapStore, domains: Sequence[str], views: NDArray[np.int64], seed: int = 0
+) -> dict[str, float]:
+    """The highest value of each domain, in its unit, in the maps that :func:`fit_scalings` reads."""
+    views = _fit_views(store, views, seed)
+    return {name: float(store.maps(name, views).max()) for name in domains}
 
 
 def _require_finite(store: MapStore, domain: str, views: NDArray[np.int64], maps: NDArray[np.float32]) -> None:

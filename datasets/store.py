@@ -46,6 +46,9 @@ LARGEST_SHARD = 1024
 SHARD_BYTES = 2**28
 """Bytes of a shard's maps, all domains together, at the most: a worker holds one shard in memory."""
 
+READ_BYTES = 2**23
+"""Bytes of maps that are read at once: zarr needs up to twenty times the memory of a scattered choice of maps."""
+
 
 class StoreError(SkyshiftError):
     """A store is absent, damaged, of another version or for another purpose."""
@@ -429,7 +432,11 @@ class MapStore:
         self._require_views(rows)
         if not len(rows):
             return np.zeros((0, self.pixels, self.pixels), np.float32)
-        maps = self._decode(domain, lambda: array.oindex[rows])
+        maps = np.empty((len(rows), self.pixels, self.pixels), np.float32)
+        step = max(1, READ_BYTES // (4 * self.pixels**2))
+        for start in range(0, len(rows), step):
+            block = slice(start, start + step)
+            maps[block] = self._decode(domain, lambda block=block: array.oindex[rows[block]])  # type: ignore[misc]
         missing = np.isnan(maps[:, 0, 0])
         if missing.any():
             raise StoreError(self._why_missing(int(rows[np.argmax(missing)])))

@@ -1,5 +1,6 @@
 """What a translation is trained and judged on: a store, its domains, its split and its scalings."""
 
+import math
 import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from skyshift.datasets.augmentation import Augmentation, Edges
 from skyshift.datasets.build import build_store
 from skyshift.datasets.catalogue import hash_json
 from skyshift.datasets.joined import JoinedStores, open_stores
-from skyshift.datasets.loading import MapDataset, Split, StepSampler, fit_scalings, split_views
+from skyshift.datasets.loading import MapDataset, Split, StepSampler, fit_scalings, highest_values, split_views
 from skyshift.datasets.matched import MatchedStores, require_same_pixels
 from skyshift.datasets.scaling import Scaling
 from skyshift.datasets.shards import BuildConfig
@@ -251,12 +252,19 @@ class TranslationData:
         catalogue = self.store.catalogue()
         scale = catalogue["side"] / self.store.pixels
 
+        target_store = self.target_store or self.store
+        highest = {
+            **highest_values(self.store, self.config.domains, self.views["train"], self.seed),
+            **highest_values(target_store, self.config.target, (self.target_views or self.views)["train"], self.seed),
+        }
+
         def channels(domains: Iterable[str], store: MapStore, scalings: dict[str, Scaling]) -> tuple[Channel, ...]:
-            return tuple(Channel.of(name, store.units[name], scalings[name]) for name in domains)
+            known = ((name, store.units[name], scalings[name], highest.get(name, math.inf)) for name in domains)
+            return tuple(Channel.of(*facts) for facts in known)
 
         return Translation(
             channels(self.config.source, self.store, self.scalings),
-            channels(self.config.target, self.target_store or self.store, self.target_scalings),
+            channels(self.config.target, target_store, self.target_scalings),
             (float(scale.min()), float(scale.max())),
             {
                 "skyshift": __version__,

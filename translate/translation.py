@@ -5,12 +5,14 @@ weights. Reading it makes no object but those here.
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skyshift.checkpoint import CheckpointError, best, latest, make
 from skyshift.datasets.domains import DOMAINS
@@ -23,6 +25,9 @@ from skyshift.translate.methods.base import TranslationMethod
 FORMAT = 2
 """Version of ``translation.json``; a later one is refused. 1 is without ``domains``, and is what is written there."""
 
+HEADROOM = 10.0
+"""Translated values above this many times the brightest of the training maps are clipped."""
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -33,28 +38,46 @@ class Channel:
         unit: Unit of the physical maps.
         scaling: Between these and the network.
         minimum: Lowest physical value; translated maps are clipped there.
+        maximum: Highest physical value, :data:`HEADROOM` times that of the training maps; clipped there as well, since
+            the inverse of a scaling turns a small error of a network far outside what it has seen into a huge one.
     """
 
     domain: str
     unit: str
     scaling: Scaling
     minimum: float = 0.0
+    maximum: float = np.inf
 
     @classmethod
-    def of(cls, domain: str, unit: str, scaling: Scaling) -> "Channel":
-        """With the minimum of the domain, where it is a known one."""
-        return cls(domain, unit, scaling, DOMAINS[domain].minimum if domain in DOMAINS else -np.inf)
+    def of(cls, domain: str, unit: str, scaling: Scaling, highest: float = np.inf) -> "Channel":
+        """With the minimum of the domain, where it is a known one, and the headroom above the ``highest`` value."""
+        minimum = DOMAINS[domain].minimum if domain in DOMAINS else -np.inf
+        return cls(domain, unit, scaling, minimum, HEADROOM * highest if highest > 0 else np.inf)
+
+    def physical(self, scaled: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Scaled values, of any shape, in the unit of the channel; warns where they had to be limited at the top."""
+        values = self.scaling.inverse(scaled)
+        beyond = int((values > self.maximum).sum())
+        if beyond:
+            warnings.warn(
+                f"{beyond} of {values.size} pixels of {self.domain} came out above {self.maximum:.4g} {self.unit}, "
+                f"{HEADROOM:g} times the brightest pixel of training, and were limited to that: do not believe these "
+                "maps; train longer, or with a lower learning rate",
+                stacklevel=2,
+            )
+        return np.clip(values, self.minimum, self.maximum).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``translation.json``."""
-        minimum = self.minimum if np.isfinite(self.minimum) else None
-        return {**asdict(self), "scaling": self.scaling.to_dict(), "minimum": minimum}
+        bounds = {name: value if np.isfinite(value := getattr(self, name)) else None for name in ("minimum", "maximum")}
+        return {**asdict(self), "scaling": self.scaling.to_dict(), **bounds}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "Channel":
         """Undo :meth:`to_dict`."""
         minimum = -np.inf if saved["minimum"] is None else float(saved["minimum"])
-        return cls(saved["domain"], saved["unit"], scaling_from_dict(saved["scaling"]), minimum)
+        maximum = np.inf if saved.get("maximum") is None else float(saved["maximum"])
+        return cls(saved["domain"], saved["unit"], scaling_from_dict(saved["scaling"]), minimum, maximum)
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,7 @@ class Translator:
         return {
             channel.domain: replace(
                 first,
-                values=np.maximum(channel.scaling.inverse(estimates[:, i]), channel.minimum).astype(np.float32),
+                values=channel.physical(estimates[:, i]),
                 domain=channel.domain,
                 unit=channel.unit,
                 provenance=f"translated from {', '.join(self.source)} ({first.provenance})",

@@ -435,6 +435,7 @@ print((peak() - before) / 1024)
         command = [sys.executable, "-c", script, str(store.path), str(limit)]
         grown[limit] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     held = 0.7 * 192
-    # the fit works on 64 views (4 MiB in float32, some copies in float64), a batch is 2 MiB; the rest is allocators'
-    assert grown[16 * 2**20] < 0.6 * held
+    # Both fit on 64 views and load batches of 2 MiB, and both grow by what libraries allocate, which differs between
+    # machines (40 to 90 MiB were seen); the difference is what is held, but for chunks and their scaled copies.
     assert grown[2 * 2**30] > 0.9 * held, "the measure sees what is held"
+    assert grown[2 * 2**30] - grown[16 * 2**20] > 0.6 * held

@@ -13,10 +13,12 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from skyshift.checkpoint import CheckpointError
+from skyshift.datasets.loading import Split, split_views
 from skyshift.datasets.maps import MapError, Maps
+from skyshift.datasets.scaling import Asinh
 from skyshift.datasets.store import MapStore, StoreError
 from skyshift.translate.train import main as train_command
-from skyshift.translate.translation import Translation
+from skyshift.translate.translation import HEADROOM, Channel, Translation
 from skyshift.translate.translator import Translator, store_maps
 
 UNIT = "Msun / kpc2"
@@ -353,3 +355,24 @@ def test_foreign_code_runs_only_where_it_is_trusted(checkpoint, tmp_path, monkey
     ours = Translator.from_pretrained(checkpoint, trust_remote_code=True)
     assert type(ours.method).__name__ == "Mine"
     np.testing.assert_array_equal(ours(gas)["hi"].values, translator(gas)["hi"].values)
+
+
+def test_pixels_far_above_those_of_training_are_limited_and_told():
+    """sinh makes 3 of a scaled value of 1 a millionfold of the brightest pixel; nothing else of the map changes."""
+    channel = Channel.of("hi", UNIT, Asinh(1.0, 1e4), 2e4)
+    assert channel == Channel.from_dict(json.loads(json.dumps(channel.to_dict())))
+    scaled = np.array([0.0, 0.5, 1.0, 3.0])
+    with pytest.warns(UserWarning, match=r"1 of 4 pixels of hi came out above 2e\+05 Msun / kpc2"):
+        values = channel.physical(scaled)
+    np.testing.assert_allclose(values[:3], Asinh(1.0, 1e4).inverse(scaled[:3]), rtol=1e-6)  # float32
+    assert values[3] == np.float32(2e5)
+    unlimited = Channel.from_dict({k: v for k, v in channel.to_dict().items() if k != "maximum"})  # an older checkpoint
+    assert unlimited.physical(scaled)[3] > 1e9
+
+
+def test_a_checkpoint_knows_the_brightest_pixel_of_training(run, tiny_store):
+    """Of the target domain, and of no other galaxy than those trained on."""
+    (channel,) = Translator.from_pretrained(run).translation.target
+    store = MapStore(tiny_store)
+    views = split_views(store.catalogue(), Split(0.5, 0.2, 0.3, 0))["train"]
+    assert channel.maximum == HEADROOM * store.maps("hi", views).max()
