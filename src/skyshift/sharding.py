@@ -91,9 +91,9 @@ class Shards(Replicas):
                     f"the parameter {name} of {type(network).__name__} has no axis along which FSDP could divide it; "
                     "give it the shape (1,), or launch with configs/accelerate/gpu_ddp.yaml"
                 )
+            parameter.data = parameter.data.contiguous()  # others cannot be divided
         for block in blocks(network):
-            # Lists are no modules that are called: what is in them belongs to the network as a whole.
-            if not isinstance(block, nn.ModuleList | nn.ModuleDict) and next(block.parameters(), None) is not None:
+            if next(block.parameters(), None) is not None:
                 fully_shard(block, mesh=self._mesh, reshard_after_forward=True)
         # Divided behind every pass, so that what `frozen` and the averages see between passes are always the shares.
         fully_shard(network, mesh=self._mesh, reshard_after_forward=True)
