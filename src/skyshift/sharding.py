@@ -22,6 +22,7 @@ References:
 """
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -73,6 +74,8 @@ class Shards(Replicas):
 
     def __init__(self, accelerator: Accelerator, method: Method) -> None:
         super().__init__(accelerator)
+        # Cropped maps are views. Autograd refuses what the warning is about: a view that is changed in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         self._whole = copy.deepcopy(method).cpu() if accelerator.is_main_process else None
         for player in method.players:
