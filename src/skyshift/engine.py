@@ -45,7 +45,7 @@ from skyshift.naming import unknown
 from skyshift.run_state import gathered_state, read_facts, read_random_state, read_weights, require_free, write_state
 from skyshift.sharding import make_replicas, whole
 from skyshift.speed import prepare_network, to_channels_last
-from skyshift.training import TrainingConfig, TrainingError
+from skyshift.training import TrainingConfig, TrainingError, make_optimizer
 from skyshift.validation import Watch
 
 __all__ = [
@@ -123,6 +123,14 @@ class Trainer:
     def _base_rate(self, player: str) -> float:
         return self.training.learning_rates.get(player, self.training.learning_rate)
 
+    def _groups(self, player: str) -> list[dict[str, Any]]:
+        """Parameters with the same share of the player's learning rate."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in getattr(self.method, player).named_parameters():
+            groups.setdefault(self.method.rate_scale(player, name), []).append(parameter)
+        rate = self._base_rate(player)
+        return [{"params": params, "lr": rate * scale, "rate_scale": scale} for scale, params in groups.items()]
+
     def _prepare_players(self) -> None:
         """Optimizers, and networks as wrapped for the launch."""
         training, recomputed = self.training, 0
@@ -130,13 +138,7 @@ class Trainer:
             network = getattr(self.method, player)
             recomputed += prepare_network(network, training)
             self.networks[player] = self.replicas.wrap(network)
-            self.optimizers[player] = torch.optim.AdamW(
-                network.parameters(),
-                lr=self._base_rate(player),
-                betas=training.betas,
-                weight_decay=training.weight_decay,
-                fused=True,
-            )
+            self.optimizers[player] = make_optimizer(training, self._groups(player))
         if self.average is not None:
             for network in self.average.module.children():
                 self.replicas.divide(network)
@@ -303,7 +305,7 @@ class Trainer:
         factor = self.training.rate_factor(self.step)
         for player, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self._base_rate(player) * factor
+                group["lr"] = self._base_rate(player) * group.get("rate_scale", 1.0) * factor
 
     # -- what a run leaves behind -------------------------------------------------------------------------------
 
