@@ -131,6 +131,23 @@ def test_without_a_network_a_hub_name_says_what_to_do(monkeypatch, tmp_path):
         Translator.from_pretrained("astro/gas-to-hi")
 
 
+def test_a_hub_that_does_not_answer_takes_nothing_and_says_so(run, tmp_path):
+    """In another process: the library reads the address of the hub once."""
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "skyshift.translate.share", "--checkpoint", str(run)),
+            *("--output", str(tmp_path / "given"), "--push", "astro/gas-to-hi"),
+        ],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "cannot be put on http://127.0.0.1:9 as astro/gas-to-hi" in result.stderr
+    assert (tmp_path / "given" / "model.safetensors").is_file()
+
+
 def test_a_path_below_a_folder_is_no_hub_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
