@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from skyshift.translate.evaluation_scores import Yardstick, curves
+from skyshift.translate.evaluation_scores import Yardstick, curves, score
 from skyshift.translate.figures import STRUCTURE, spectra_figure, structure_figure
+from skyshift.translate.metric_rows import METRICS
 from skyshift.translate.metrics.calibration import calibrate
 
 
@@ -41,3 +42,28 @@ def test_pixels_below_zero_are_calibrated_too(rng):
     draws = np.where(truth == 0, 0, truth + rng.normal(size=(8, 1, 32, 32))).astype(np.float32)
     _, shown = calibrate(truth, draws, np.ones(1, bool), np.arange(1), 4.0)
     assert shown["ranks"][0].sum() == 24 * 32
+
+
+def test_receding_and_approaching_galaxies_have_signal(rng):
+    """Velocities of either sign: no map is faint, and L spans both signs."""
+    truth = rng.normal(0, 100, (6, 32, 32)).astype(np.float32)
+    truth += np.where(np.arange(6) % 2, -50, 50)[:, None, None].astype(np.float32)
+    side = np.full(6, 32.0)
+    yardstick = Yardstick.fit(truth, side)
+    low, high = np.quantile(truth, [0.001, 0.999])
+    assert yardstick.data_range == pytest.approx(high - low, rel=1e-6)
+    found = score(truth, truth + np.float32(10), side, yardstick)
+    # A constant error of 10 has PSNR 20 log10(L / 10), in every map.
+    np.testing.assert_allclose(found["psnr"], 20 * np.log10(yardstick.data_range / 10), rtol=1e-5)
+    assert np.isnan(found["false_signal"]).all()
+    truth[0] = 0
+    assert (
+        np.isfinite(score(truth, truth + np.float32(10), side, yardstick)["false_signal"]).tolist()
+        == [True] + [False] * 5
+    )
+
+
+def test_what_is_best_in_the_middle_says_where():
+    ideal = {metric.name: metric.ideal for metric in METRICS if metric.best == 0}
+    assert (ideal["coverage_68"], ideal["coverage_95"]) == (68, 95)
+    assert (ideal["spread_skill"], ideal["c2st"], ideal["total_bias"]) == (1, 0.5, 0)

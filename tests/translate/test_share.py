@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -117,6 +118,20 @@ def test_a_run_that_was_not_judged_says_so(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         share(["--checkpoint", str(tmp_path / "nothing"), "--output", str(tmp_path / "other")])
     assert "holds no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_table_of_an_earlier_checkpoint_is_not_that_of_this_one(run, tmp_path, capsys):
+    """A run that went on without an evaluation still holds that of where it was."""
+    later = tmp_path / "run" / "checkpoints" / "step_0000009"
+    shutil.copytree(find_checkpoint(run), later)
+    shutil.copytree(run / "evaluation", tmp_path / "run" / "evaluation")
+    share(["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "given")])
+    assert "It has not been evaluated." in (tmp_path / "given" / "README.md").read_text()
+    named = ["--evaluation", str(run / "evaluation")]
+    with pytest.raises(SystemExit):
+        share(["--checkpoint", str(later), "--output", str(tmp_path / "other"), *named])
+    assert "is not of step_0000009" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
