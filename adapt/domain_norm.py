@@ -70,6 +70,10 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         bias: β, likewise.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -145,16 +149,18 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         """Normalised maps (n, channels, h, w), all of the current domain."""
         self._check_input_dim(maps)
         domain = self._current()
-        own = [None if p is None else p[min(domain, len(p) - 1)] for p in (self.weight, self.bias)]
+        pair = min(domain, len(self.weight) - 1) if self.affine else 0
+        weight, bias = (self.weight[pair], self.bias[pair]) if self.affine else (None, None)
         if not self.training:
-            out = F.batch_norm(maps, self.running_mean[domain], self.running_var[domain], *own, False, 0.0, self.eps)
+            mean, variance = self.running_mean[domain], self.running_var[domain]
+            out = F.batch_norm(maps, mean, variance, weight, bias, False, 0.0, self.eps)
         else:
             factor = self._count(domain)
             if processes() > 1:
-                out = self._over_processes(maps, domain, factor, *own)
+                out = self._over_processes(maps, domain, factor, weight, bias)
             else:
                 mean, variance = self.running_mean[domain].clone(), self.running_var[domain].clone()
-                out = F.batch_norm(maps, mean, variance, *own, True, factor, self.eps)
+                out = F.batch_norm(maps, mean, variance, weight, bias, True, factor, self.eps)
                 self._keep(domain, mean, variance)
         result: Tensor = self.act(self.drop(out))
         return result

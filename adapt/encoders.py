@@ -7,6 +7,8 @@ References:
     Wightman 2019, PyTorch Image Models, doi:10.5281/zenodo.4414861 (timm).
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from skyshift.adapt.classifier import SOURCE, Encoder
@@ -89,17 +91,18 @@ class TimmEncoder(Encoder):
         if not timm.is_model(name):
             raise SkyshiftError(_unknown_network(name))
         path = from_hub(name) if weights == "imagenet" else find_file(weights) if weights else None
-        self.network = timm.create_model(name, in_chans=channels, num_classes=0)
+        network: Any = timm.create_model(name, in_chans=channels, num_classes=0)
         if path is not None:
-            fill(self.network, name, path, channels)
-        changed = split_batch_norm(self.network, domains=2 if domain_norm else 1)
+            fill(network, name, path, channels)
+        changed = split_batch_norm(network, domains=2 if domain_norm else 1)
         if domain_norm and not changed:
             raise SkyshiftError(
                 f"domain_norm: {name} has no batch normalisation whose statistics could be each domain's own; set it "
                 "to false, or take a network that has (resnet, efficientnet, densenet)"
             )
+        self.network: nn.Module = network
         self.name, self.domains = name, domain_norm
-        self.width = int(getattr(self.network, "head_hidden_size", None) or self.network.num_features)
+        self.width = int(getattr(network, "head_hidden_size", None) or network.num_features)
 
     def forward(self, maps: Tensor, domain: int = SOURCE) -> Tensor:
         """Features (n, width) of maps (n, channels, h, w)."""
@@ -108,15 +111,16 @@ class TimmEncoder(Encoder):
         return features
 
     def blocks(self) -> list[nn.Module]:
-        """Coarse groups of layers as timm makes them: the stem, then the stages; what follows the last is the last block."""
+        """Coarse groups of layers as timm makes them: the stem, then the stages, then what follows."""
         from timm.models import group_parameters
 
-        if not hasattr(self.network, "group_matcher"):
-            return [part for part in self.network.children() if any(True for _ in part.parameters())]
-        groups = group_parameters(self.network, self.network.group_matcher(coarse=True))
+        network: Any = self.network
+        if not hasattr(network, "group_matcher"):
+            return [part for part in network.children() if any(True for _ in part.parameters())]
+        groups = group_parameters(network, network.group_matcher(coarse=True))
         number = {name: block for block, names in groups.items() for name in names}
         blocks: dict[int, list[nn.Module]] = {block: [] for block in sorted(groups)}
-        for path, part in self.network.named_modules():
+        for path, part in network.named_modules():
             own = [name for name, _ in part.named_parameters(path, recurse=False)]
             if own:
                 blocks[number[own[0]]].append(part)
