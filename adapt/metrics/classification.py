@@ -51,7 +51,7 @@ def checked(labels: ArrayLike, n: int, classes: int, weights: ArrayLike | None) 
     w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
     if y.shape != (n,) or w.shape[-1:] != (n,):
         raise SkyshiftError(f"labels {y.shape} and weights {w.shape} are not of the {n} predictions")
-    if n and not (0 <= y.min() and y.max() < classes):
+    if n and (y.min() < 0 or y.max() >= classes):
         raise SkyshiftError(
             f"labels run from {y.min()} to {y.max()}, and the classes from 0 to {classes - 1}: leave out objects "
             "without a label and of unknown classes"

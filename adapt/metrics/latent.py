@@ -11,8 +11,8 @@ Silhouette of labels: (b − a) / max(a, b), the mean over objects, with a the m
 and b that to those of the nearest other one; 1 for separate clusters, 0 for mixed ones. Of domains it should be near 0,
 of classes near 1.
 
-Pictures of the space are t-SNE, isomap and (where umap-learn is installed) UMAP of standardised features. They show
-neighbours; distances between groups and their sizes mean little. All have seeds.
+Pictures of the space are t-SNE, isomap and (where umap-learn is installed) UMAP. They show neighbours; distances
+between groups and their sizes mean little. All have seeds.
 
 References:
     Ben-David et al. 2010, A theory of learning from different domains, doi:10.1007/s10994-009-5152-4.
@@ -110,7 +110,7 @@ def some(n: int, most: int = MOST, seed: int = 0) -> NDArray[np.int64]:
 
 
 def silhouette(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float:
-    """Mean silhouette of standardised features.
+    """Mean silhouette.
 
     Args:
         features: (n, width).
@@ -125,7 +125,7 @@ def silhouette(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float:
     x, y = x[rows], y[rows]
     if not 2 <= len(np.unique(y)) < len(y):
         return float("nan")
-    return float(silhouette_score(StandardScaler().fit_transform(x), y))
+    return float(silhouette_score(x, y))
 
 
 def embed(features: ArrayLike, kind: str = "tsne", seed: int = 0) -> Values:
@@ -149,7 +149,6 @@ def embed(features: ArrayLike, kind: str = "tsne", seed: int = 0) -> Values:
         raise SkyshiftError("UMAP needs umap-learn: pip install 'skyshift[umap]', or take tsne or isomap")
     if len(x) < 5:
         raise SkyshiftError(f"an embedding needs at least five objects, there are {len(x)}")
-    x = StandardScaler().fit_transform(x)
     if x.shape[1] > COMPONENTS and len(x) > COMPONENTS:
         x = PCA(COMPONENTS, svd_solver="full").fit_transform(x)
     neighbours = min(NEIGHBOURS, len(x) - 1)
