@@ -56,8 +56,8 @@ class AdaptationMethod(Method):
         dropout: Share of features that the head forgets in training.
     """
 
-    players = ("classifier",)
-    averaged = ("classifier",)
+    players: tuple[str, ...] = ("classifier",)
+    averaged: tuple[str, ...] = ("classifier",)
 
     needs: tuple[str, ...] = ("target",)
     """What a batch must hold beside ``source`` and ``source_label``: ``target``, ``source_strong``,
