@@ -7,11 +7,11 @@ which would carry its label over. Labels of the target are read for methods that
 
 import csv
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from skyshift.adapt.splits import Parts, SplitConfig, split_source, split_target
 from skyshift.adapt.strong import Strong
 from skyshift.adapt.task import UNLABELLED, Task, TaskConfig, TaskError, make_task
 from skyshift.adapt.translated import translated_store
-from skyshift.command import parse
+from skyshift.command import parse, shipped_config
 from skyshift.datasets.augmentation import Augmentation
 from skyshift.datasets.build import ensure_store
 from skyshift.datasets.collect import CollectConfig, collect
 from skyshift.datasets.joined import open_stores
 from skyshift.datasets.loading import Draw, MapDataset, StepSampler, fit_scalings
+from skyshift.datasets.observe import observe_store
+from skyshift.datasets.observe_config import ObserveConfig
 from skyshift.datasets.scaling import Scaling
 from skyshift.datasets.store import MapStore
 from skyshift.engine import Batch, LoaderPlan, TrainingConfig, launch_state
@@ -35,6 +37,8 @@ from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
 from skyshift.translate.data import one_thread
 from skyshift.translate.translation import Channel
+
+Made = TypeVar("Made")
 
 ALARM = 0.25
 """Scaled quantiles of the two sides that lie further apart than this share of the source's range raise the alarm."""
@@ -48,6 +52,8 @@ class SideConfig:
         store: Folder of the store, or a list of stores that are taken together.
         build: Configuration from which a store of simulated maps is built where it is not there: a file, or the name
             of one that ships with the package.
+        observe: Configuration (datasets/observe.py) by which another store is observed into this one, where it is not
+            there: a file, or the name of one that ships with the package.
         collect: Configuration (datasets/collect.py) by which images (FITS, HDF5, NPY or NPZ) are gathered into the
             store, where it is not there.
         domains: Of the store, the channels in order.
@@ -59,6 +65,7 @@ class SideConfig:
 
     store: list[str] | str = ""
     build: str = ""
+    observe: str = ""
     collect: str = ""
     domains: list[str] = field(default_factory=list)
     scaling: dict[str, str] = field(default_factory=dict)
@@ -83,8 +90,10 @@ class SideConfig:
         if self.build:
             assert isinstance(self.store, str)
             ensure_store(self.store, self.build, self.domains if not self._translated else [], f"{side}.build")
+        if self.observe:
+            self._make(side, "observe", ObserveConfig, observe_store)
         if self.collect:
-            self._collect(side)
+            self._make(side, "collect", CollectConfig, collect)
         store = self._translate() if self._translated else open_stores(self.store)
         store.require_complete()
         store.require_domains(self.domains)
@@ -97,15 +106,17 @@ class SideConfig:
     def _translate(self) -> MapStore:
         raise NotImplementedError
 
-    def _collect(self, side: str) -> None:
-        if not Path(self.collect).is_file():
-            raise SkyshiftError(f"{side}.collect: there is no file {self.collect}")
-        arguments = ["--config", self.collect, "--output", str(self.store)]
-        config, _ = parse(CollectConfig, arguments, None, f"{side}.collect")
+    def _make(self, side: str, key: str, kind: type[Made], make: Callable[[Made], MapStore]) -> None:
+        """Run a command of the datasets stage into the store, on the main process while others wait."""
+        name = getattr(self, key)
+        path = Path(name) if Path(name).is_file() else shipped_config(name)
+        if not path.is_file():
+            raise SkyshiftError(f"{side}.{key}: there is no file {name}, nor a shipped configuration of that name")
+        config, _ = parse(kind, ["--config", str(path), "--output", str(self.store)], None, f"{side}.{key}")
         launch = launch_state()
         with launch.main_process_first():
             if launch.is_main_process:
-                collect(config)
+                make(config)
 
 
 @dataclass

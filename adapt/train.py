@@ -27,11 +27,11 @@ from skyshift.adapt.methods.base import AdaptationMethod
 from skyshift.adapt.methods.source_only import SourceOnly
 from skyshift.adapt.splits import SplitConfig
 from skyshift.adapt.task import Task, TaskConfig, TaskError
-from skyshift.adapt.validation import DIRECTIONS, Validator
+from skyshift.adapt.validation import Validator, directions
+from skyshift.adapt.validators import require_label_free
 from skyshift.checkpoint import CheckpointError, best, see_own_code
 from skyshift.command import command, parse
 from skyshift.engine import Hooks, Trainer, TrainingConfig, launch_state, require_free
-from skyshift.errors import SkyshiftError
 from skyshift.files import write_text
 from skyshift.same_run import require_same_settings
 from skyshift.translate.data import store_paths
@@ -87,9 +87,7 @@ PLACES = tuple(f"{side}.{key}" for side in ("source", "target") for key in ("sto
 
 def open_data(config: TrainConfig) -> AdaptData:
     """Both sides of a run."""
-    return AdaptData.open(
-        config.source, config.target, config.task, config.split, config.augment, config.training.seed
-    )
+    return AdaptData.open(config.source, config.target, config.task, config.split, config.augment, config.training.seed)
 
 
 def _adaptation(data: AdaptData, config: TrainConfig) -> Adaptation:
@@ -98,7 +96,11 @@ def _adaptation(data: AdaptData, config: TrainConfig) -> Adaptation:
         "split": asdict(config.split),
         "seed": config.training.seed,
         **{
-            side.name: {"store": store_paths(side.store), "fingerprint": side.store.fingerprint, "plan": side.store.plan}
+            side.name: {
+                "store": store_paths(side.store),
+                "fingerprint": side.store.fingerprint,
+                "plan": side.store.plan,
+            }
             for side in (data.source, data.target)
         },
     }
@@ -130,8 +132,8 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     found = require_free(output, config.resume)
     if found:
         require_same_settings(found, plain, SECTIONS, PLACES)
-    if training.validate_every and training.monitor not in DIRECTIONS:
-        raise SkyshiftError(f"training.monitor: {DIRECTIONS.refusal(training.monitor)}")
+    if training.validate_every:
+        require_label_free(training.monitor, config.task.kind)
     data = open_data(config)
     adaptation = _adaptation(data, config)
     if found:
@@ -152,7 +154,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         adaptation.write(folder)
 
-    hooks = Hooks(describe, identify=data.identify, directions=DIRECTIONS)
+    hooks = Hooks(describe, identify=data.identify, directions=directions(config.task.kind))
     if training.validate_every:
         hooks.validate = Validator(data)
     trainer = Trainer(
