@@ -97,7 +97,7 @@ class FineTune(AdaptationMethod):
         return {name: {**behind, **head}.get(id(p), len(blocks)) for name, p in self.classifier.named_parameters()}
 
     def rate_scale(self, player: str, parameter: str) -> float:
-        """d to the power of the distance from the head; 0 for blocks that stay as they are."""
+        """Rate decay to the power of the distance from the head; 0 for blocks that stay as they are."""
         distance = self._distance[parameter]
         freed = self.blocks is None or distance <= self.blocks
         return self.rate_decay**distance if freed else 0.0
