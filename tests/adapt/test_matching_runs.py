@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from skyshift.adapt.classifier import SOURCE, Classifier, Encoder
+from skyshift.adapt.discriminator import DomainDiscriminator
 from skyshift.adapt.methods.adamatch import AdaMatch
 from skyshift.adapt.methods.adda import ADDA
 from skyshift.adapt.methods.dann import DANN
@@ -77,13 +78,15 @@ def batch(number, n, degrees=30.0):
 
 
 def make(method, options, steps, certainty=1.0):
-    """A method whose first predictions are more or less certain."""
+    """A method whose first predictions, and discriminator, are more or less certain."""
     set_seed(0)
     made = method(2, TASK, encoder=Points, **options)
     made.steps = steps
     for network in made.children():
         if isinstance(network, Classifier):
             network.head.weight.data *= certainty
+        elif isinstance(network, DomainDiscriminator):
+            network.layers[-1].weight.data *= certainty
     return made
 
 
@@ -175,11 +178,11 @@ def pair(tmp_path_factory, repository):
 def test_two_processes_are_one(name, pair):
     one, two = (pair / which / name for which in ("one", "two"))
     for mine, wanted in zip(lines(two), lines(one), strict=True):
-        apart = {"samples_per_second", "time"}
+        # sums in another order in float32; from the second step on, also the rounding that Adam has magnified
+        near = {"rel": 1e-5, "abs": 1e-6} if mine["step"] == 1 else {"rel": 1e-2, "abs": 1e-2}
         assert mine.keys() == wanted.keys()
-        for key in mine.keys() - apart:
-            # sums in another order in float32, after up to three steps
-            assert mine[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6), key
+        for key in mine.keys() - {"samples_per_second"}:
+            assert mine[key] == pytest.approx(wanted[key], **near), key
     mine, wanted = (load_file(latest(run) / "model.safetensors") for run in (two, one))
     distance = torch.cat([(mine[key].double() - wanted[key].double()).ravel() for key in wanted]).abs()
     # Adam makes up to the learning rate a step of a gradient that is rounding
@@ -189,16 +192,18 @@ def test_two_processes_are_one(name, pair):
 
 @pytest.mark.parametrize(("name", "part"), [("cdan", "domain"), ("self_ensembling", "balance"), ("adamatch", "pseudo")])
 def test_halves_by_themselves_are_not_the_whole_batch(name, part):
-    """So that what two processes are held to can fail: without gathering, the mean over halves is another number."""
+    """Without gathering, two processes would log the mean over halves: ten times the tolerance away at the first step.
+
+    That makes the test before this one able to fail.
+    """
     made = make(*COUPLED[name], 4, certainty=20.0)
-    made.step = 2
     networks = {player: getattr(made, player) for player in made.players}
     whole = batch(0, 16)
     halves = [{key: values[first : first + 8] for key, values in whole.items()} for first in (0, 8)]
     parts = [
         made.loss("classifier", networks, one, made.share(networks, one))[1][part].item() for one in (whole, *halves)
     ]
-    assert abs(sum(parts[1:]) / 2 - parts[0]) > 1e-3 * abs(parts[0])
+    assert abs(sum(parts[1:]) / 2 - parts[0]) > 1e-4 * abs(parts[0])
 
 
 def on_two(folder):
