@@ -86,7 +86,8 @@ def make(method, options, steps, certainty=1.0):
         if isinstance(network, Classifier):
             network.head.weight.data *= certainty
         elif isinstance(network, DomainDiscriminator):
-            network.layers[-1].weight.data *= certainty
+            for layer in network.layers[::2]:
+                layer.weight.data *= certainty
     return made
 
 
