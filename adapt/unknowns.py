@@ -7,9 +7,9 @@ features f, and means μ_k and the common covariance Σ of the source's features
     energy      -T log Σ_k exp(z_k / T)
     distance    min_k √[(f - μ_k)ᵀ Σ⁻¹ (f - μ_k)]           Mahalanobis; or min_k ‖f - μ_k‖
 
-Σ is that within classes, shrunk towards a multiple of the identity (Ledoit & Wolf), so that it has an inverse also where
-there are fewer maps than features. Where source and target differ as well, distance measures both: it is the score to
-take with features that have been adapted, or to rank within one target.
+Σ is that within classes, shrunk towards a multiple of the identity (Ledoit & Wolf), so that it has an inverse also
+where there are fewer maps than features. Where source and target differ as well, distance measures both: it is the
+score to take with features that have been adapted, or to rank within one target.
 
 The number of clusters among unknown maps is that with the largest mean silhouette, or one where none reaches 0.25
 ("no substantial structure", Kaufman & Rousseeuw).
