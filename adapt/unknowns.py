@@ -301,12 +301,13 @@ def cluster_unknowns(features: NDArray[np.floating], most: int = 8, seed: int = 
     if len(f) < 3:
         raise UnknownsError(f"{len(f)} maps cannot be clustered, three are needed; lower the threshold of the score")
     _require_finite(f, "features")
+    judged = np.random.default_rng(seed).permutation(len(f))[:sample]
+    different = len(np.unique(f, axis=0))  # maps that are equal cannot be told apart
     found: dict[int, tuple[float, NDArray[np.int64]]] = {}
-    for k in range(2, min(most, len(f) - 1) + 1):
+    for k in range(2, min(most, different, len(f) - 1) + 1):
         labels = KMeans(k, n_init=10, random_state=seed).fit_predict(f)
-        if len(np.unique(labels)) == k:  # maps that are equal cannot be told apart
-            size = sample if len(f) > sample else None
-            found[k] = (float(silhouette_score(f, labels, sample_size=size, random_state=seed)), labels)
+        if 1 < len(np.unique(labels[judged])) < len(judged):
+            found[k] = (float(silhouette_score(f[judged], labels[judged])), labels)
     silhouettes = {k: value for k, (value, _) in found.items()}
     best = max(silhouettes, key=lambda k: silhouettes[k], default=1)
     if silhouettes.get(best, 0.0) < STRUCTURE:

@@ -1,0 +1,301 @@
+"""DeepAstroUDA and DANCE as methods: their parts, their state, several processes, and rings that the source lacks."""
+
+import functools
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from skyshift.adapt.encoders import SmallCNN
+from skyshift.adapt.losses.clustering import adaptive_clustering
+from skyshift.adapt.losses.neighbourhood import neighbourhood_clustering
+from skyshift.adapt.losses.separation import entropy_separation
+from skyshift.adapt.memory_bank import BankError
+from skyshift.adapt.methods.dance import DANCE
+from skyshift.adapt.methods.source_only import SourceOnly
+from skyshift.adapt.methods.universal import Universal
+from skyshift.adapt.task import Task, TaskError
+from skyshift.engine import Trainer, TrainingConfig
+from skyshift.errors import SkyshiftError
+
+BARS = ("level", "rising", "falling")
+OPEN = Task("classification", BARS, (*BARS, "ring"))
+PIXELS = 20
+SMALL = functools.partial(SmallCNN, width=8, depth=3)
+
+
+def draw(kinds, seed, observed):
+    """Maps (n, 1, 20, 20) of bars in three directions (kinds 0 to 2) and of rings (3).
+
+    Observed ones are fainter, on a brighter sky, with three times the noise.
+    """
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:PIXELS, :PIXELS] - (PIXELS - 1) / 2
+    maps = np.zeros((len(kinds), 1, PIXELS, PIXELS), np.float32)
+    for i, kind in enumerate(kinds):
+        cx, cy = random.uniform(-1.5, 1.5, 2)
+        angle, size = np.pi / 3 * kind + random.normal(0.0, 0.12), random.uniform(0.85, 1.15)
+        along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+        across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
+        bar = np.exp(-(along**2) / (2 * (4.5 * size) ** 2) - across**2 / (2 * 1.2**2))
+        ring = np.exp(-((np.hypot(along, across) - 5 * size) ** 2) / (2 * 1.2**2))
+        maps[i, 0] = ring if kind == 3 else bar
+    noise = random.normal(size=maps.shape).astype(np.float32)
+    return torch.from_numpy(0.6 * maps + 0.1 + 0.15 * noise if observed else maps + 0.05 * noise)
+
+
+def batches(source, labels, target, steps, size=24, seed=0, first_view=7):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        i = torch.randint(len(source), (size,), generator=generator)
+        j = torch.randint(len(target), (size,), generator=generator)
+        yield {"source": source[i], "source_label": labels[i], "target": target[j], "target_view": j + first_view}
+
+
+def advance(method, optimizer, step, batch):
+    method.step = step
+    loss, parts = method.loss("classifier", {"classifier": method.classifier}, batch, {})
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), parts
+
+
+@functools.cache
+def trained(cls, seed=0, steps=200, **options):
+    """Accuracy on observed bars, and the AUROC of being a ring, on maps that were not trained on."""
+    torch.manual_seed(seed)
+    method = cls(1, OPEN, encoder=SMALL, **options)
+    kinds = np.arange(400)
+    source, target = draw(kinds % 3, 1 + seed, observed=False), draw(kinds % 4, 1001 + seed, observed=True)
+    if isinstance(method, (Universal, DANCE)):
+        method.prepare(torch.arange(400) + 7)
+    optimizer = torch.optim.AdamW(method.classifier.parameters(), lr=3e-3, weight_decay=0.0)
+    for step, batch in enumerate(batches(source, torch.from_numpy(kinds % 3), target, steps, seed=seed)):
+        advance(method, optimizer, step, batch)
+    truth, method = kinds % 4, method.eval()
+    said = method.predict(draw(truth, 5000 + seed, observed=True))
+    right = said.outputs.argmax(1).numpy() == truth
+    return right[truth < 3].mean(), roc_auc_score(truth == 3, said.unknown.numpy())
+
+
+def tiny(cls, views=12, **options):
+    torch.manual_seed(3)
+    method = cls(1, OPEN, encoder=functools.partial(SmallCNN, width=4, depth=2), **options)
+    if views:
+        method.prepare(torch.arange(views) + 7)
+    kinds = np.arange(12)
+    return method, draw(kinds % 3, 1, False), torch.from_numpy(kinds % 3), draw(kinds % 4, 2, True)
+
+
+def some(source, labels, target, rows, others):
+    return {"source": source[rows], "source_label": labels[rows], "target": target[others],
+            "target_view": torch.as_tensor(others) + 7}  # fmt: skip
+
+
+def test_universal_is_the_sum_of_its_parts_and_reads_what_earlier_steps_said():
+    method, source, labels, target = tiny(Universal)
+    first, second = (some(source, labels, target, [0, 1, 2, 3], rows) for rows in ([0, 1, 2, 3], [2, 3, 4, 5]))
+    nets = {"classifier": method.classifier}
+    loss, parts = method.loss("classifier", nets, first, {})
+    assert parts["clustering"] == 0  # nothing is in the bank yet
+    torch.testing.assert_close(loss, parts["supervised"] + 0.005 * parts["separation"])
+    method.step = 1
+    loss, parts = method.loss("classifier", nets, second, {})
+    (f, z), (g, y) = (method.classifier(target[rows], 1) for rows in ([2, 3, 4, 5], [0, 1, 2, 3]))
+    own = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    clustering = adaptive_clustering(z.softmax(1), f, y.softmax(1), g, own, 3)
+    separation, _ = entropy_separation(z, np.log(3) / 2, 0.4)
+    torch.testing.assert_close(parts["clustering"], clustering)
+    torch.testing.assert_close(loss, parts["supervised"] + 0.005 * (clustering + separation))
+
+
+def test_dance_compares_with_the_bank_the_batch_and_the_prototypes():
+    method, source, labels, target = tiny(DANCE)
+    nets = {"classifier": method.classifier}
+    method.loss("classifier", nets, some(source, labels, target, [0, 1], [0, 1, 2, 3]), {})
+    method.step = 1
+    loss, parts = method.loss("classifier", nets, some(source, labels, target, [0, 1], [2, 3, 4, 5]), {})
+    (f, z), (g, _) = (method.classifier(target[rows], 1) for rows in ([2, 3, 4, 5], [0, 1]))
+    own = torch.cat([torch.eye(4, dtype=torch.bool), torch.zeros(4, 2, dtype=torch.bool)], 1)
+    clustering = neighbourhood_clustering(f, torch.cat([f, g]), own, z, 0.05)
+    torch.testing.assert_close(parts["clustering"], clustering)
+    separation, _ = entropy_separation(z, np.log(3) / 2, 0.5)
+    torch.testing.assert_close(loss, parts["supervised"] + 0.05 * (clustering + separation))
+
+
+def test_logits_of_dance_are_cosines_over_the_temperature():
+    method, _, _, target = tiny(DANCE)
+    features, logits = method.classifier(target)
+    cosine = torch.nn.functional.cosine_similarity(features[:, None], method.classifier.head.weight[None], dim=2)
+    torch.testing.assert_close(logits, cosine / 0.05)
+
+
+def test_micro_batches_of_universal_add_up_to_one_batch():
+    """Also once the bank is filled: it stays as the step found it."""
+    method, source, labels, target = tiny(Universal, weight=1.0)
+    nets = {"classifier": method.classifier}
+    method.loss("classifier", nets, some(source, labels, target, [0, 1], [0, 5, 6, 7]), {})
+    method.step = 1
+    rows = ([0, 1, 2, 3], [4, 5, 6, 7])
+    halves = [method.loss("classifier", nets, some(source, labels, target, r, r), {})[0] for r in rows]
+    method.bank._waiting, method.step = [], 2
+    whole, _ = method.loss("classifier", nets, some(source, labels, target, sum(rows, []), sum(rows, [])), {})
+    torch.testing.assert_close(sum(halves) / 2, whole)
+
+
+@pytest.mark.parametrize("cls", [Universal, DANCE])
+def test_target_labels_are_not_looked_at(cls):
+    losses = []
+    for label in (0, 2):
+        method, source, labels, target = tiny(cls)
+        batch = some(source, labels, target, [0, 1], [0, 1]) | {"target_label": torch.full((2,), label)}
+        losses.append(method.loss("classifier", {"classifier": method.classifier}, batch, {})[0].item())
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("cls", [Universal, DANCE])
+@pytest.mark.parametrize("target", [BARS, BARS[:2], (*BARS, "ring"), (*BARS[:2], "ring")])
+def test_every_regime_is_accepted(cls, target):
+    task = Task("classification", BARS, target)
+    task.require_regime(cls.regimes, cls.__name__)
+    cls(1, task)
+    assert cls.regimes
+    with pytest.raises(TaskError):  # which a closed-set method is not made for, but for the first
+        Task("classification", BARS, (*BARS[:2], "ring")).require_regime(("closed",), "another")
+
+
+@pytest.mark.parametrize("cls", [Universal, DANCE])
+def test_what_cannot_be_is_refused(cls):
+    with pytest.raises(SkyshiftError, match=r"task\.kind must be classification"):
+        cls(1, Task("regression"))
+    method, source, labels, target = tiny(cls, views=0)
+    with pytest.raises(BankError, match="was not prepared"):
+        method.loss("classifier", {"classifier": method.classifier}, some(source, labels, target, [0], [0]), {})
+    method.prepare(torch.tensor([100]))
+    with pytest.raises(BankError, match="view 7 of the target"):
+        method.loss("classifier", {"classifier": method.classifier}, some(source, labels, target, [0], [0]), {})
+
+
+def test_lists_longer_than_the_features_are_refused():
+    with pytest.raises(SkyshiftError, match=r"method\.top is 9; of 8 features"):
+        Universal(1, OPEN, encoder=functools.partial(SmallCNN, width=4, depth=2), top=9)
+
+
+@pytest.mark.parametrize("cls", [Universal, DANCE])
+def test_one_map_a_batch_is_enough(cls):
+    method, source, labels, target = tiny(cls)
+    loss, _ = method.loss("classifier", {"classifier": method.classifier}, some(source, labels, target, [0], [0]), {})
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in method.classifier.parameters())
+
+
+@pytest.mark.parametrize(("cls", "options"), [(Universal, {"window": 2, "patience": 1}), (DANCE, {})])
+def test_a_resumed_run_is_the_straight_one_bit_for_bit(cls, options, tmp_path):
+    """Weights, bank, and the tuner's counts, stopped in the middle of a window."""
+
+    def run(folder, fail_at=None, resume=False):
+        method, source, labels, target = tiny(cls, **options)
+        config = TrainingConfig(steps=7, batch_size=4, accumulate=2, precision="no", checkpoint_every=3, average=0.5)
+
+        def loader(plan):
+            for number in range(plan.first, plan.last):
+                if number == fail_at:
+                    raise InterruptedError
+                yield next(batches(source, labels, target, 1, size=4, seed=number))
+
+        trainer = Trainer(method, loader, config, tmp_path / folder, resume=resume)
+        try:
+            trainer.run()
+        except InterruptedError:
+            return None
+        return method.state_dict()
+
+    straight = run("straight")
+    run("broken", fail_at=8)  # after step 3 was saved
+    resumed = run("broken", resume=True)
+    assert straight.keys() == resumed.keys()
+    assert straight["bank.filled"].any()
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_rings_that_the_source_lacks_are_found_by_universal():
+    """The published λ, on maps that were not trained on. The source alone is sure of rings."""
+    _, before = trained(SourceOnly)
+    accuracy, found = trained(Universal)
+    assert found >= 0.9
+    assert found > before + 0.1
+    assert accuracy >= 0.9
+
+
+def test_rings_that_the_source_lacks_are_found_by_dance():
+    _, before = trained(SourceOnly)
+    accuracy, found = trained(DANCE)
+    assert found >= 0.9
+    assert found > before + 0.1
+    assert accuracy >= 0.9
+
+
+TWO = """
+    import os, sys
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel as Parallel
+
+    from skyshift.adapt.encoders import SmallCNN
+    from skyshift.adapt.methods.dance import DANCE
+    from skyshift.adapt.methods.universal import Universal
+    from skyshift.adapt.task import Task
+
+    together = "RANK" in os.environ
+    if together:
+        dist.init_process_group("gloo")
+        assert dist.get_world_size() == 2
+    rank = dist.get_rank() if together else 0
+    task, found = Task("classification", ("a", "b", "c"), ("a", "b", "x")), {}
+    for cls, options in ((Universal, {"weight": 0.5, "window": 1, "patience": 1}), (DANCE, {"weight": 0.5})):
+        torch.manual_seed(0)
+        method = cls(1, task, encoder=lambda c: SmallCNN(c, width=4, depth=2), **options)
+        method.prepare(torch.arange(10))
+        network = Parallel(method.classifier) if together else method.classifier
+        optimizer = torch.optim.SGD(method.classifier.parameters(), lr=0.05)
+        for step in range(4):
+            g = torch.Generator().manual_seed(step)
+            batch = {"source": torch.randn(8, 1, 8, 8, generator=g), "target": torch.randn(8, 1, 8, 8, generator=g),
+                     "source_label": torch.randint(3, (8,), generator=g),
+                     "target_view": torch.randint(10, (8,), generator=g)}
+            if together:
+                batch = {name: value[4 * rank : 4 * rank + 4] for name, value in batch.items()}
+            method.step = step
+            loss, _ = method.loss("classifier", {"classifier": network}, batch, {})
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found |= {f"{cls.__name__}.{name}": value for name, value in method.state_dict().items()}
+    torch.save(found, f"{sys.argv[1]}/{'two' if together else 'one'}_{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path):
+    """Weights, banks and the tuner after four steps; views repeat within a step, also across processes."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(TWO))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
+        command = [sys.executable, *launcher, str(script), str(tmp_path)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert result.returncode == 0, result.stderr[-3000:]
+    one, first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one_0", "two_0", "two_1"))
+    assert one.keys() == first.keys()
+    for name, value in one.items():
+        assert torch.equal(first[name], second[name]), name
+        # Sums are taken in another order; four steps of gradients of order one at a rate of 0.05.
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, msg=name)
