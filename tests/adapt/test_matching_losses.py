@@ -102,7 +102,9 @@ def test_the_pseudo_label_loss_is_that_of_numpy_and_only_the_strong_view_learns(
 
 def test_the_weight_of_targets_rises_until_the_middle():
     # by hand: ½ - cos(π/2)/2 at a quarter of the run
-    assert [target_weight(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0], abs=1e-15)
+    assert [target_weight(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(
+        [0.0, 0.5, 1.0, 1.0, 1.0], abs=1e-15
+    )
 
 
 def test_interpolated_logits_lie_between_the_two_each_at_its_own_place():
