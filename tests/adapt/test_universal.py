@@ -23,33 +23,39 @@ from skyshift.adapt.task import Task, TaskError
 from skyshift.engine import Trainer, TrainingConfig
 from skyshift.errors import SkyshiftError
 
-BARS = ("level", "rising", "falling")
-OPEN = Task("classification", BARS, (*BARS, "ring"))
-PIXELS = 20
+KNOWN = ("blob", "bar", "double")
+OPEN = Task("classification", KNOWN, (*KNOWN, "ring"))
+PIXELS = 24
 SMALL = functools.partial(SmallCNN, width=8, depth=3)
+CLEAN = (1.0, 0.0, 0.05)
+NOISY = (0.8, 0.0, 0.08)
+"""Gain, sky and noise of an observation."""
+BRIGHT_SKY = (0.7, 0.2, 0.12)
 
 
-def draw(kinds, seed, observed):
-    """Maps (n, 1, 20, 20) of bars in three directions (kinds 0 to 2) and of rings (3).
-
-    Observed ones are fainter, on a brighter sky, with three times the noise.
-    """
+def draw(kinds, seed, observation):
+    """Maps (n, 1, 24, 24) of blobs, bars, doubles (kinds 0 to 2) and rings (3), at random angles and places."""
+    gain, sky, sigma = observation
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:PIXELS, :PIXELS] - (PIXELS - 1) / 2
     maps = np.zeros((len(kinds), 1, PIXELS, PIXELS), np.float32)
     for i, kind in enumerate(kinds):
-        cx, cy = random.uniform(-1.5, 1.5, 2)
-        angle, size = np.pi / 3 * kind + random.normal(0.0, 0.12), random.uniform(0.85, 1.15)
-        along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
-        across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
-        bar = np.exp(-(along**2) / (2 * (4.5 * size) ** 2) - across**2 / (2 * 1.2**2))
-        ring = np.exp(-((np.hypot(along, across) - 5 * size) ** 2) / (2 * 1.2**2))
-        maps[i, 0] = ring if kind == 3 else bar
-    noise = random.normal(size=maps.shape).astype(np.float32)
-    return torch.from_numpy(0.6 * maps + 0.1 + 0.15 * noise if observed else maps + 0.05 * noise)
+        cx, cy = random.uniform(-2, 2, 2)
+        angle, size = random.uniform(0, np.pi), random.uniform(0.9, 1.1)
+        u = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+        v = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
+        r = np.hypot(u, v)
+        lobes = (np.exp(-((u - side * 5 * size) ** 2 + v**2) / (2 * 1.5**2)) for side in (1, -1))
+        maps[i, 0] = (
+            np.exp(-(r**2) / (2 * (2.2 * size) ** 2)) if kind == 0
+            else np.exp(-(u**2) / (2 * (5 * size) ** 2) - v**2 / (2 * 1.2**2)) if kind == 1
+            else sum(lobes) if kind == 2
+            else np.exp(-((r - 6.5 * size) ** 2) / (2 * 1.2**2))
+        )  # fmt: skip
+    return torch.from_numpy(gain * maps + sky + sigma * random.normal(size=maps.shape).astype(np.float32))
 
 
-def batches(source, labels, target, steps, size=24, seed=0, first_view=7):
+def batches(source, labels, target, steps, size=32, seed=0, first_view=7):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         i = torch.randint(len(source), (size,), generator=generator)
@@ -57,29 +63,22 @@ def batches(source, labels, target, steps, size=24, seed=0, first_view=7):
         yield {"source": source[i], "source_label": labels[i], "target": target[j], "target_view": j + first_view}
 
 
-def advance(method, optimizer, step, batch):
-    method.step = step
-    loss, parts = method.loss("classifier", {"classifier": method.classifier}, batch, {})
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach(), parts
-
-
-@functools.cache
-def trained(cls, seed=0, steps=200, **options):
-    """Accuracy on observed bars, and the AUROC of being a ring, on maps that were not trained on."""
+def trained(cls, observation, seed, rate, **options):
+    """Accuracy on observed maps of known classes, and the AUROC of being a ring, on maps that were not trained on."""
     torch.manual_seed(seed)
     method = cls(1, OPEN, encoder=SMALL, **options)
-    kinds = np.arange(400)
-    source, target = draw(kinds % 3, 1 + seed, observed=False), draw(kinds % 4, 1001 + seed, observed=True)
-    if isinstance(method, (Universal, DANCE)):
-        method.prepare(torch.arange(400) + 7)
-    optimizer = torch.optim.AdamW(method.classifier.parameters(), lr=3e-3, weight_decay=0.0)
-    for step, batch in enumerate(batches(source, torch.from_numpy(kinds % 3), target, steps, seed=seed)):
-        advance(method, optimizer, step, batch)
-    truth, method = kinds % 4, method.eval()
-    said = method.predict(draw(truth, 5000 + seed, observed=True))
+    kinds = np.arange(600)
+    source, target = draw(kinds % 3, 1 + seed, CLEAN), draw(kinds % 4, 1001 + seed, observation)
+    method.prepare(torch.arange(600) + 7)
+    optimizer = torch.optim.AdamW(method.classifier.parameters(), lr=rate, weight_decay=0.0)
+    for step, batch in enumerate(batches(source, torch.from_numpy(kinds % 3), target, 300, seed=seed)):
+        method.step = step
+        loss, _ = method.loss("classifier", {"classifier": method.classifier}, batch, {})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    truth, method = kinds[:400] % 4, method.eval()
+    said = method.predict(draw(truth, 5000 + seed, observation))
     right = said.outputs.argmax(1).numpy() == truth
     return right[truth < 3].mean(), roc_auc_score(truth == 3, said.unknown.numpy())
 
@@ -90,7 +89,7 @@ def tiny(cls, views=12, **options):
     if views:
         method.prepare(torch.arange(views) + 7)
     kinds = np.arange(12)
-    return method, draw(kinds % 3, 1, False), torch.from_numpy(kinds % 3), draw(kinds % 4, 2, True)
+    return method, draw(kinds % 3, 1, CLEAN), torch.from_numpy(kinds % 3), draw(kinds % 4, 2, NOISY)
 
 
 def some(source, labels, target, rows, others):
@@ -160,14 +159,14 @@ def test_target_labels_are_not_looked_at(cls):
 
 
 @pytest.mark.parametrize("cls", [Universal, DANCE])
-@pytest.mark.parametrize("target", [BARS, BARS[:2], (*BARS, "ring"), (*BARS[:2], "ring")])
+@pytest.mark.parametrize("target", [KNOWN, KNOWN[:2], (*KNOWN, "ring"), (*KNOWN[:2], "ring")])
 def test_every_regime_is_accepted(cls, target):
-    task = Task("classification", BARS, target)
+    task = Task("classification", KNOWN, target)
     task.require_regime(cls.regimes, cls.__name__)
     cls(1, task)
     assert cls.regimes
     with pytest.raises(TaskError):  # which a closed-set method is not made for, but for the first
-        Task("classification", BARS, (*BARS[:2], "ring")).require_regime(("closed",), "another")
+        Task("classification", KNOWN, (*KNOWN[:2], "ring")).require_regime(("closed",), "another")
 
 
 @pytest.mark.parametrize("cls", [Universal, DANCE])
@@ -226,21 +225,24 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(cls, options, tmp_path):
         assert torch.equal(value, resumed[name]), name
 
 
-def test_rings_that_the_source_lacks_are_found_by_universal():
-    """The published λ, on maps that were not trained on. The source alone is sure of rings."""
-    _, before = trained(SourceOnly)
-    accuracy, found = trained(Universal)
+@pytest.mark.slow
+def test_rings_that_the_source_lacks_are_found():
+    """The source alone is almost as sure of rings as of what it knows; universal adaptation says that it is not.
+
+    λ is ten times the published one, for 300 steps instead of tens of thousands.
+    """
+    _, before = trained(SourceOnly, NOISY, seed=0, rate=3e-3)
+    accuracy, found = trained(Universal, NOISY, seed=0, rate=3e-3, weight=0.05)
     assert found >= 0.9
-    assert found > before + 0.1
-    assert accuracy >= 0.9
+    assert found > before + 0.2
+    assert accuracy >= 0.95  # and what is known stays known
 
 
-def test_rings_that_the_source_lacks_are_found_by_dance():
-    _, before = trained(SourceOnly)
-    accuracy, found = trained(DANCE)
-    assert found >= 0.9
-    assert found > before + 0.1
-    assert accuracy >= 0.9
+@pytest.mark.slow
+def test_dance_classifies_the_known_better_than_the_source_alone_among_unknown_maps():
+    before, _ = trained(SourceOnly, BRIGHT_SKY, seed=1, rate=2e-3)
+    accuracy, _ = trained(DANCE, BRIGHT_SKY, seed=1, rate=2e-3)
+    assert accuracy > before + 0.05
 
 
 TWO = """
