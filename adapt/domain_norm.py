@@ -14,7 +14,8 @@ half a batch each do what one does with the whole. Every process runs a training
 same time, or all wait for each other. Micro-batches are normalised each by itself, as everywhere.
 
 All domains lie in one parameter (domains, channels). A domain that a step does not see gets a gradient of exactly zero,
-not none: data parallelism, which waits for a gradient of every parameter, is not kept waiting. (An optimizer's weight decay still acts on it.)
+not none: data parallelism, which waits for a gradient of every parameter, is not kept waiting. An optimizer's weight
+decay still acts on it.
 
 References:
     Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167.

@@ -174,7 +174,7 @@ class Level(nn.Module):
 class D4CNN(Encoder):
     """Group convolutions over the eight symmetries of the square; features are the same for all views of a map.
 
-    Of width 8 and depth 4 (64 features in eight orientations), on maps of 64 × 64 pixels with one thread of a processor:
+    Of width 8 and depth 4 (64 features, eight orientations each), on maps of 64 × 64 pixels, one thread of a CPU:
 
         network                                parameters   training step   forward
         D4CNN(width=8)                            590,392      32.7 ms       9.7 ms a map
