@@ -170,7 +170,7 @@ def test_weights_in_the_cache_of_the_hub_are_found(monkeypatch, tmp_path):
     torch.manual_seed(4)
     saved = timm.create_model("resnet18")
     folder = tmp_path / "models--timm--resnet18.a1_in1k"
-    (folder / "snapshots" / "1" * 40).mkdir(parents=True)
+    (folder / "snapshots" / ("1" * 40)).mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("1" * 40)
     save_file(saved.state_dict(), folder / "snapshots" / ("1" * 40) / "model.safetensors")
