@@ -5,6 +5,7 @@ domains have markers. Bands and bars are central bootstrap intervals over whole 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,6 +31,8 @@ UNKNOWN, UNLABELLED = "black", "0.72"
 MARKERS = {"source": "o", "target": "^"}
 CURVE_SAMPLES = 300
 """Bootstrap samples of a band, at the most."""
+LEAST = 5
+"""Maps of a bin of which a share is shown."""
 WIDTH = 4.0
 
 
@@ -46,9 +49,24 @@ def _title(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.title}, step {checkpoint.step}" + (f"\n({how})" if how else "")
 
 
-def _columns(checkpoints: Sequence[Checkpoint], rows: int, height: float, **share: bool) -> tuple[Figure, NDArray]:
+def _columns(
+    checkpoints: Sequence[Checkpoint],
+    heights: Sequence[float],
+    height: float,
+    *,
+    sharex: bool = False,
+    sharey: bool = True,
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure and its axes (rows, checkpoints), rows of these relative heights, with titles."""
     figure = Figure(figsize=(WIDTH * len(checkpoints) + 0.4, height), layout="constrained")
-    axes = figure.subplots(rows, len(checkpoints), squeeze=False, **share)
+    axes = figure.subplots(
+        len(heights),
+        len(checkpoints),
+        squeeze=False,
+        sharex=sharex,
+        sharey="row" if sharey else False,
+        height_ratios=heights,
+    )
     for axis, checkpoint in zip(axes[0], checkpoints, strict=True):
         axis.set_title(_title(checkpoint), fontsize=10)
     return figure, axes
@@ -68,7 +86,7 @@ def confusion_figure(checkpoints: Sequence[Checkpoint], task: Task, settings: Ma
     """
     names = [*task.source, *(["unknown"] if task.unknown else [])]
     K = len(names)
-    figure, axes = _columns(checkpoints, 1, max(3.4, 1.6 + 0.5 * K), sharey=True)
+    figure, axes = _columns(checkpoints, [1], 4.6)
     for axis, checkpoint in zip(axes[0], checkpoints, strict=True):
         part = checkpoint.target
         rows = labelled(part, task) & (np.asarray(part.labels) < K)
@@ -104,9 +122,7 @@ def reliability_figure(
         weights: (samples, n), bootstrap multiplicities of the target maps.
         level: Of the bars.
     """
-    figure, axes = _columns(checkpoints, 2, 5.2, sharex=True, sharey="row")  # type: ignore[arg-type]
-    for axis in axes[1]:
-        axis.set_box_aspect(0.3)
+    figure, axes = _columns(checkpoints, [3, 1], 5.4, sharex=True)
     for (axis, below), checkpoint in zip(axes.T, checkpoints, strict=True):
         rows = _known(checkpoint.target, task)
         labels, T = np.asarray(checkpoint.target.labels)[rows], settings[checkpoint.title].temperature
@@ -117,16 +133,16 @@ def reliability_figure(
             drawn = calibration.reliability(labels, p, weights[:, rows])[1]
             low, high = _band(drawn, level)
             ece = float(calibration.expected_calibration_error(labels, p))
-            colour, full = OKABE_ITO[number], count > 0
+            colour, full = OKABE_ITO[number], count >= LEAST
             bars = np.stack([np.maximum(y - low, 0), np.maximum(high - y, 0)])[:, full]
             look = {"color": colour, "marker": "os"[number], "markersize": 4, "linewidth": 1.2}
             axis.errorbar(x[full], y[full], bars, label=f"{name}: ECE {ece:.3f}", capsize=2, elinewidth=0.8, **look)
             edges = np.linspace(0, 1, calibration.BINS + 1)
             below.stairs(count / max(1.0, count.sum()), edges, color=colour, linewidth=1.3, linestyle="-:"[number])
-        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axis.legend(fontsize=8, loc="upper left")
+        axis.set(xlim=(0, 1), ylim=(-0.02, 1.02))
+        axis.legend(fontsize=8, loc="lower right" if checkpoint.target.logits.shape[1] > 2 else "upper left")
         below.set_xlabel("confidence", fontsize=9)
-    axes[0, 0].set_ylabel("share that is right", fontsize=9)
+    axes[0, 0].set_ylabel(f"share that is right\n(bins of {LEAST} maps or more)", fontsize=9)
     axes[1, 0].set_ylabel("share of maps", fontsize=9)
     return figure
 
@@ -163,7 +179,7 @@ def curve_figure(checkpoints: Sequence[Checkpoint], task: Task, weights: Values,
         weights: (samples, n), bootstrap multiplicities of the target maps.
         level: Of the bands.
     """
-    figure, axes = _columns(checkpoints, 2, 8.2, sharey=True)
+    figure, axes = _columns(checkpoints, [1, 1], 8.0)
     grid = np.linspace(0, 1, 201)
     for (roc, pr), checkpoint in zip(axes.T, checkpoints, strict=True):
         roc.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
@@ -173,18 +189,18 @@ def curve_figure(checkpoints: Sequence[Checkpoint], task: Task, weights: Values,
                 continue
             values = classification.area_under_roc(y, s), classification.average_precision(y, s)
             lines, drawn = classification.curves(y, s, grid), classification.curves(y, s, grid, w)
-            for axis, line, samples, value in zip((roc, pr), lines, drawn, values, strict=True):
+            label = f"{name}: {values[0]:.3f}, {values[1]:.3f}"
+            for axis, line, samples in zip((roc, pr), lines, drawn, strict=True):
                 style = ("-", "--", ":", "-.")[number % 4]
-                axis.plot(grid, line, color=colour, linestyle=style, linewidth=1.5, label=f"{name}: {value:.3f}")
+                axis.plot(grid, line, color=colour, linestyle=style, linewidth=1.5, label=label)
                 low, high = _band(samples, level)
                 axis.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
             pr.axhline(y.mean(), color=colour, linewidth=0.7, alpha=0.7, linestyle=(0, (1, 3)))
-        roc.set(xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
-        pr.set(xlabel="completeness (recall)", xlim=(0, 1), aspect="equal")
-        roc.legend(fontsize=8, loc="lower right", title="AUROC", title_fontsize=8)
-        pr.legend(fontsize=8, loc="lower left", title="AUPRC (dots: by chance)", title_fontsize=8)
+        roc.set(xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01))
+        pr.set(xlabel="completeness (recall)", xlim=(0, 1), ylim=(0, 1.01))
+        roc.legend(fontsize=8, loc="lower right", title="area under ROC, precision-recall", title_fontsize=8)
     axes[0, 0].set_ylabel("true positive rate", fontsize=9)
-    axes[1, 0].set_ylabel("purity (precision)", fontsize=9)
+    axes[1, 0].set_ylabel("purity (precision); dots: by chance", fontsize=9)
     return figure
 
 
@@ -204,7 +220,7 @@ def latent_figure(checkpoints: Sequence[Checkpoint], task: Task, kind: str = "ts
         kind: One of :data:`skyshift.adapt.metrics.latent.EMBEDDINGS`.
         seed: Of the embedding and of the choice of maps, where there are more than it takes.
     """
-    figure, axes = _columns(checkpoints, 1, 4.6)
+    figure, axes = _columns(checkpoints, [1], 4.6, sharey=False)  # each space has coordinates of its own
     points = None
     shown: set[str] = set()
     for axis, checkpoint in zip(axes[0], checkpoints, strict=True):
@@ -226,8 +242,7 @@ def latent_figure(checkpoints: Sequence[Checkpoint], task: Task, kind: str = "ts
             # Hollow triangles for the target, so that markers are told apart where they lie on each other.
             face = {"c": colours} if name == "source" else {"facecolors": "none", "edgecolors": colours}
             axis.scatter(*at.T, **(look | face | ({"linewidths": 0} if name == "source" else {})))
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         axis.set_xlabel(f"{TITLES[kind]} 1", fontsize=9)
     axes[0, 0].set_ylabel(f"{TITLES[kind]} 2", fontsize=9)
     if points is not None:
@@ -257,7 +272,7 @@ def number_figure(checkpoints: Sequence[Checkpoint], task: Task) -> Figure:
         checkpoints: A column each.
         task: What was learned.
     """
-    figure, axes = _columns(checkpoints, 2, 8.0, sharey="row")  # type: ignore[arg-type]
+    figure, axes = _columns(checkpoints, [1, 1], 8.0)
     for (above, below), checkpoint in zip(axes.T, checkpoints, strict=True):
         rows = labelled(checkpoint.target, task)
         y = np.asarray(checkpoint.target.labels, np.float64)[rows]
@@ -271,7 +286,7 @@ def number_figure(checkpoints: Sequence[Checkpoint], task: Task) -> Figure:
         inside = np.sort(np.abs(_erf_levels((mean - y) / sigma)))
         below.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
         below.plot(inside, np.arange(1, len(inside) + 1) / len(inside), color=OKABE_ITO[1], linewidth=1.5)
-        below.set(xlabel="central interval", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        below.set(xlabel="central interval", xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].set_ylabel("predicted", fontsize=9)
     axes[1, 0].set_ylabel("share of truths inside", fontsize=9)
     return figure

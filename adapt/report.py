@@ -21,6 +21,7 @@ from skyshift.adapt.figures import confusion_figure, curve_figure, latent_figure
 from skyshift.adapt.metrics import classification, open_set, regression
 from skyshift.adapt.metrics.bootstrap import LEVEL, RESAMPLES, Drawn, gap_closed, multiplicities
 from skyshift.adapt.report_scores import (
+    Bound,
     Checkpoint,
     Part,
     ReportError,
@@ -32,7 +33,7 @@ from skyshift.adapt.report_scores import (
     physical,
     probabilities,
 )
-from skyshift.adapt.report_table import SMALLER, SOURCE_ONLY, TARGET_SUPERVISED, table
+from skyshift.adapt.report_table import NO_ORDER, SMALLER, SOURCE_ONLY, TARGET_SUPERVISED, THRESHOLDED, table
 from skyshift.adapt.task import Task
 from skyshift.files import write_json, write_text, write_whole
 
@@ -56,7 +57,7 @@ class Report:
     title: str
     task: Task
     checkpoints: Sequence[Checkpoint]
-    bounds: Mapping[str, Part] = field(default_factory=dict)
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
     notes: Sequence[str] = ()
     threshold: float | None = None
     level: float = LEVEL
@@ -76,7 +77,9 @@ class Report:
             for name in ("source_validation", "source", "target"):
                 check_labels(getattr(checkpoint, name), self.task, f"{checkpoint.title}, {name}")
         first = self.checkpoints[0].target
-        targets = {c.title: c.target for c in self.checkpoints} | dict(self.bounds)
+        targets = {c.title: c.target for c in self.checkpoints} | {
+            name: bound.target for name, bound in self.bounds.items()
+        }
         for name, part in targets.items():
             check_labels(part, self.task, name)
             same = list(part.names) == list(first.names) and np.array_equal(
@@ -107,11 +110,14 @@ class Report:
         found = {
             c.title: measure(c.target, self.task, self.settings[c.title], weights, self.level) for c in self.checkpoints
         }
-        # A bound has no validation part here: it is judged as it is, and its unknown classes at the first's threshold.
-        plain = Setting(1.0, next(iter(self.settings.values())).threshold)
-        for name, part in self.bounds.items():
-            found[name] = measure(part, self.task, plain, weights, self.level)
-            found[name].pop("ece_scaled", None)
+        for name, bound in self.bounds.items():
+            fitted, validation = Setting(threshold=self.threshold or float("inf")), bound.source_validation
+            if validation is not None:
+                fitted = Setting.fitted(validation, self.task, self.threshold)
+            found[name] = measure(bound.target, self.task, fitted, weights, self.level)
+            if validation is None:
+                absent = ("ece_scaled",) if self.threshold is not None else ("ece_scaled", *THRESHOLDED)
+                found[name] = {metric: value for metric, value in found[name].items() if metric not in absent}
         return found
 
     @cached_property
@@ -133,10 +139,8 @@ class Report:
         """Checkpoint to metric to the share of the gap that it closes; empty without both bounds."""
         if set(self.bounds) < {SOURCE_ONLY, TARGET_SUPERVISED}:
             return {}
-        return {c.title: {m: self._gap(c.title, m) for m in self.metrics if self._has_gap(m)} for c in self.checkpoints}
-
-    def _has_gap(self, metric: str) -> bool:
-        return metric not in ("bias", "coverage_68", "coverage_95", "ece_scaled")
+        both = [m for m in self.metrics if all(m in self.target[name] for name in self.bounds) and m not in NO_ORDER]
+        return {c.title: {m: self._gap(c.title, m) for m in both} for c in self.checkpoints}
 
     def _gap(self, title: str, metric: str) -> Drawn:
         bounds = self.target[SOURCE_ONLY][metric], self.target[TARGET_SUPERVISED][metric]

@@ -118,6 +118,19 @@ class Checkpoint:
         }[self.choice]
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A bound: a classifier of the same target maps.
+
+    Attributes:
+        target: Test part of the target, the same maps in the same order.
+        source_validation: For temperature and threshold; without it the numbers that need these are left out.
+    """
+
+    target: Part
+    source_validation: Part | None = None
+
+
 def labelled(part: Part, task: Task) -> NDArray[np.bool_]:
     """(n,) maps whose label is known, of a known or an unknown class."""
     labels = np.asarray(part.labels)
@@ -141,7 +154,7 @@ def check_labels(part: Part, task: Task, where: str) -> None:
             )
 
 
-def probabilities(logits: Values, temperature: float = 1.0) -> Values:
+def probabilities(logits: NDArray[np.floating], temperature: float = 1.0) -> Values:
     """(n, classes) softmax at a temperature."""
     return np.asarray(softmax(logits / temperature, axis=1))
 
