@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import erf
 
 from skyshift.adapt.metrics import calibration, classification
-from skyshift.adapt.metrics.latent import MOST, TITLES, embed, some
+from skyshift.adapt.metrics.latent import TITLES, embed, some
 from skyshift.adapt.metrics.open_set import with_unknown
 from skyshift.adapt.report_scores import Checkpoint, Part, Setting, labelled, physical, probabilities
 from skyshift.adapt.task import Task
@@ -25,12 +25,16 @@ Values = NDArray[np.float64]
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito, without yellow and black: safe for colour-blind readers."""
-TOL = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
-"""Paul Tol's muted scheme, for more classes."""
+PETROFF = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+"""Of up to ten classes: Petroff 2021, arXiv:2107.02270."""
 UNKNOWN, UNLABELLED = "black", "0.72"
 MARKERS = {"source": "o", "target": "^"}
 CURVE_SAMPLES = 300
 """Bootstrap samples of a band, at the most."""
+SHOWN = 600
+"""Maps of each domain in a picture of the space of features, at the most."""
+BANDS = 5
+"""Curves in a panel that have a band each, at the most."""
 LEAST = 5
 """Maps of a bin of which a share is shown."""
 WIDTH = 4.0
@@ -38,8 +42,8 @@ WIDTH = 4.0
 
 def class_colours(count: int) -> list[str]:
     """One colour a class."""
-    if count <= len(TOL):
-        return list(OKABE_ITO[:count] if count <= len(OKABE_ITO) else TOL[:count])
+    if count <= len(PETROFF):
+        return list(OKABE_ITO[:count] if count <= len(OKABE_ITO) else PETROFF[:count])
     return [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0, 1, count))]
 
 
@@ -170,8 +174,31 @@ def _scores(part: Part, task: Task) -> dict[str, tuple[NDArray[np.bool_], NDArra
     return found
 
 
+def _areas(name: str, areas: Sequence[Values]) -> str:
+    return f"{name}: {areas[0]:.3f}, {areas[1]:.3f}"
+
+
+def _curve(
+    axes: Sequence[Axes],
+    grid: Values,
+    lines: Sequence[Values],
+    samples: Sequence[Values] | None,
+    level: float,
+    colour: str,
+    style: str,
+    label: str,
+    width: float = 1.5,
+) -> None:
+    for number, (axis, line) in enumerate(zip(axes, lines, strict=True)):
+        axis.plot(grid, line, color=colour, linestyle=style, linewidth=width, label=label)
+        if samples is not None:
+            axis.fill_between(grid, *_band(samples[number], level), color=colour, alpha=0.18, linewidth=0)
+
+
 def curve_figure(checkpoints: Sequence[Checkpoint], task: Task, weights: Values, level: float) -> Figure:
-    """ROC above, precision-recall below, each class of the target against the rest, with bands.
+    """ROC above, precision-recall below, each class of the target against the rest.
+
+    Up to :data:`BANDS` classes have a band each; of more, their mean has one.
 
     Args:
         checkpoints: A column each.
@@ -183,19 +210,23 @@ def curve_figure(checkpoints: Sequence[Checkpoint], task: Task, weights: Values,
     grid = np.linspace(0, 1, 201)
     for (roc, pr), checkpoint in zip(axes.T, checkpoints, strict=True):
         roc.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-        for number, (name, (rows, positive, score, colour)) in enumerate(_scores(checkpoint.target, task).items()):
+        scores = _scores(checkpoint.target, task)
+        drawn = []
+        for number, (name, (rows, positive, score, colour)) in enumerate(scores.items()):
             y, s, w = positive[rows], score[rows], weights[:CURVE_SAMPLES, rows]
             if not y.any() or y.all():
                 continue
-            values = classification.area_under_roc(y, s), classification.average_precision(y, s)
-            lines, drawn = classification.curves(y, s, grid), classification.curves(y, s, grid, w)
-            label = f"{name}: {values[0]:.3f}, {values[1]:.3f}"
-            for axis, line, samples in zip((roc, pr), lines, drawn, strict=True):
-                style = ("-", "--", ":", "-.")[number % 4]
-                axis.plot(grid, line, color=colour, linestyle=style, linewidth=1.5, label=label)
-                low, high = _band(samples, level)
-                axis.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
+            areas = classification.area_under_roc(y, s), classification.average_precision(y, s)
+            lines, samples = classification.curves(y, s, grid), classification.curves(y, s, grid, w)
+            few = len(scores) <= BANDS or name == "unknown"
+            style = ("-", "--", ":", "-.")[number % 4]
+            _curve((roc, pr), grid, lines, samples if few else None, level, colour, style, _areas(name, areas))
             pr.axhline(y.mean(), color=colour, linewidth=0.7, alpha=0.7, linestyle=(0, (1, 3)))
+            if name != "unknown":
+                drawn.append((lines, samples, areas))
+        if len(scores) > BANDS and drawn:
+            lines, samples, areas = (np.mean([entry[i] for entry in drawn], axis=0) for i in range(3))
+            _curve((roc, pr), grid, lines, samples, level, "0.25", "-", _areas("mean over classes", areas), 2.5)
         roc.set(xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01))
         pr.set(xlabel="completeness (recall)", xlim=(0, 1), ylim=(0, 1.01))
         roc.legend(fontsize=8, loc="lower right", title="area under ROC, precision-recall", title_fontsize=8)
@@ -225,7 +256,7 @@ def latent_figure(checkpoints: Sequence[Checkpoint], task: Task, kind: str = "ts
     shown: set[str] = set()
     for axis, checkpoint in zip(axes[0], checkpoints, strict=True):
         parts = {"source": checkpoint.source, "target": checkpoint.target}
-        rows = {name: some(len(part), MOST // 2, seed) for name, part in parts.items()}
+        rows = {name: some(len(part), SHOWN, seed) for name, part in parts.items()}
         y = embed(np.concatenate([part.features[rows[name]] for name, part in parts.items()]), kind, seed)
         start = 0
         for name, part in parts.items():

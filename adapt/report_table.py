@@ -133,7 +133,7 @@ def _gaps(report: "Report") -> str:
         rows = _drawn_rows(titles, list(report.gaps[titles[0]]), report.gaps, needs_interval=True)
         parts += [
             "## Gap closed\n\n(method − source-only) / (target-supervised − source-only); a dash where "
-            "target-supervised is not better than source-only in nearly all bootstrap samples: there is no gap to close.",
+            "target-supervised is not better than source-only in nearly all bootstrap samples: there is no gap.",
             _markdown(["metric", *(heads[t] for t in titles)], rows),
         ]
     return "\n\n".join(parts)
