@@ -33,17 +33,20 @@ import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torc
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from skyshift.command import command, parse
+from skyshift.command import command, parse, shipped_config
 from skyshift.datasets.claims import Claims, new_builder
 from skyshift.datasets.domains import get_domain
 from skyshift.datasets.failures import Failures
 from skyshift.datasets.shards import BuildConfig, Outcome, build_shard, for_other_machines
 from skyshift.datasets.sources import GalaxySource, Item, SyntheticSource
 from skyshift.datasets.store import MapStore, StoreError, is_store, shard_size
+from skyshift.errors import SkyshiftError
 from skyshift.files import has_file, remove_tree, write_json
+from skyshift.naming import unknown
 
 DEFAULT_CONFIG = "datasets/synthetic.yaml"
 
@@ -226,6 +229,39 @@ def _on_workers(
             "fewer workers or smaller chunk_particles, or leave the galaxy out"
         )
     return elsewhere, lost
+
+
+def ensure_store(store: str, build: str, domains: Sequence[str], key: str) -> None:
+    """Build a store where it is not there or not whole; on several processes one builds and the others wait.
+
+    Args:
+        store: Folder.
+        build: Configuration: a file, or the name of one that ships with the package (``datasets/synthetic.yaml``).
+        domains: Those that it must make.
+        key: Of the configuration that asks, for messages.
+
+    Raises:
+        SkyshiftError: There is no such configuration, or it makes no such maps.
+    """
+    from skyshift.launch import launch_state  # imports torch, which workers of a build do without
+
+    launch = launch_state()
+    with launch.main_process_first():
+        try:
+            if MapStore(store).complete:
+                return
+        except SkyshiftError:
+            pass
+        path = Path(build) if Path(build).is_file() else shipped_config(build)
+        if not path.is_file():
+            raise SkyshiftError(f"{key}: there is no file {build}, nor a shipped configuration of that name")
+        config, _ = parse(BuildConfig, ["--config", str(path), "--store", store], None, key, (GalaxySource,))
+        for name in domains:
+            if name not in config.domains:
+                raise SkyshiftError(f"{build} builds no such maps: {unknown('domain', name, config.domains)}")
+        if launch.is_main_process:
+            print(f"{store} is not there or not whole: building it from {path}", flush=True)
+        build_store(config)
 
 
 @command

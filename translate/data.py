@@ -5,7 +5,6 @@ import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +13,15 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from skyshift import __version__
-from skyshift.command import parse, shipped_config
 from skyshift.datasets.augmentation import Augmentation, Edges
-from skyshift.datasets.build import build_store
+from skyshift.datasets.build import ensure_store
 from skyshift.datasets.catalogue import hash_json
 from skyshift.datasets.joined import JoinedStores, open_stores
 from skyshift.datasets.loading import MapDataset, Split, StepSampler, fit_scalings, highest_values, split_views
 from skyshift.datasets.matched import MatchedStores, require_same_pixels
 from skyshift.datasets.scaling import Scaling
-from skyshift.datasets.shards import BuildConfig
-from skyshift.datasets.sources import GalaxySource
 from skyshift.datasets.store import MapStore
-from skyshift.engine import Batch, LoaderPlan, TrainingConfig, launch_state
+from skyshift.engine import Batch, LoaderPlan, TrainingConfig
 from skyshift.errors import SkyshiftError
 from skyshift.naming import unknown
 from skyshift.translate.any_to_any import PLANES, AnyToAnyDataset, chosen
@@ -122,8 +118,8 @@ class DataConfig:
             StoreError: It is not there, not whole, or lacks a domain; or the target store does not fit.
         """
         if self.build:
-            with launch_state().main_process_first():
-                self._build()
+            assert isinstance(self.store, str)
+            ensure_store(self.store, self.build, self.source if self.target_store else self.used, "data.build")
         store = open_stores(self.store)
         store.require_complete()
         if not self.target_store:
@@ -146,25 +142,6 @@ class DataConfig:
         store.require_complete()
         store.require_domains(self.target)
         return store
-
-    def _build(self) -> None:
-        assert isinstance(self.store, str)
-        try:
-            if MapStore(self.store).complete:
-                return
-        except SkyshiftError:
-            pass
-        path = Path(self.build) if Path(self.build).is_file() else shipped_config(self.build)
-        if not path.is_file():
-            raise SkyshiftError(f"data.build: there is no file {self.build}, nor a shipped configuration of that name")
-        arguments = ["--config", str(path), "--store", self.store]
-        config, _ = parse(BuildConfig, arguments, None, "data.build", (GalaxySource,))
-        for name in self.source if self.target_store else self.used:
-            if name not in config.domains:
-                raise SkyshiftError(f"{self.build} builds no such maps: {unknown('domain', name, config.domains)}")
-        if launch_state().is_main_process:
-            print(f"{self.store} is not there or not whole: building it from {path}", flush=True)
-        build_store(config)
 
 
 def fingerprint(store: MapStore) -> str:

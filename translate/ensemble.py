@@ -61,8 +61,12 @@ class Ensemble:
         return self.members[0].target
 
     def __call__(self, maps: Any, views: Any = None) -> dict[str, Maps]:
-        """The mean of one translation of each member."""
-        return {domain: found.mean for domain, found in self.uncertainty(maps, len(self.members), views).items()}
+        """The mean of one translation of each member, none of whose dropout layers forget."""
+        one_each = (
+            next(member.each_draw(maps, 1, views, first=number)) if member.method.stochastic else member(maps, views)
+            for number, member in enumerate(self.members)
+        )
+        return {domain: found.mean for domain, found in summed_up(one_each).items()}
 
     def each_draw(self, maps: Any, n: int, views: Any = None) -> Iterator[dict[str, Maps]]:
         """Draws, taking turns between the members.
@@ -82,5 +86,11 @@ class Ensemble:
         return {domain: np.stack([one[domain] for one in drawn]) for domain in self.target}
 
     def uncertainty(self, maps: Any, draws: int = 0, views: Any = None) -> dict[str, Uncertain]:
-        """Mean and standard deviation; by default of one draw a member."""
+        """Mean and standard deviation; by default of one draw a member.
+
+        Raises:
+            SkyshiftError: Of a single draw, or of more than the members can give.
+        """
+        if draws == 1:
+            raise SkyshiftError("a standard deviation needs at least two draws, not 1")
         return summed_up(self.each_draw(maps, draws or len(self.members), views))

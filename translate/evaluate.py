@@ -5,10 +5,10 @@
     ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 translate/evaluate.py
 
 All metrics are computed on physical maps. PSNR, SSIM and MS-SSIM are on the linear stretch; their dynamic range L is
-the 99.9 % quantile of the non-zero pixels of the training maps, one for all maps. LPIPS, Fréchet and kernel distances
-see maps in the checkpoint's scaling, as grey images in [-1, 1]. r(k) is averaged over wave numbers up to Nyquist and up
-to half of it, the error of P(k) up to half, in each map. Intervals are of bootstrap samples of galaxies, so that views
-of one galaxy do not count as independent.
+the 99.9 % quantile of the non-zero pixels of the training maps, less the 0.1 % one where some are negative: one for all
+maps. LPIPS, Fréchet and kernel distances see maps in the checkpoint's scaling, as grey images in [-1, 1]. r(k) is
+averaged over wave numbers up to Nyquist and up to half of it, the error of P(k) up to half, in each map. Intervals are
+of bootstrap samples of galaxies, so that views of one galaxy do not count as independent.
 
 Several processes share the views and give the numbers of one (:mod:`skyshift.translate.evaluation_work`).
 """
@@ -132,8 +132,9 @@ def _views(store: MapStore, translator: Translator, part: str) -> tuple[NDArray[
     views = split_views(store.catalogue(), Split(**translator.translation.provenance["split"]))
     if part not in views:
         raise SkyshiftError(unknown("part", part, views))
-    if not len(views[part]):
-        raise SkyshiftError(f"{store.path} has no views in its {part} part")
+    for name, why in ((part, "to judge on"), ("train", "to fit the per-pixel relations and the dynamic range on")):
+        if not len(views[name]):
+            raise SkyshiftError(f"{store.path} has no views in its {name} part {why}; name a larger --store")
     return views["train"], views[part]
 
 

@@ -43,9 +43,9 @@ def write_evaluation(
         pq.write_table(result.records(), side)
     _write_maps(output, result, judge, views)
     several = len(measured) > 1
+    units = {channel.domain: channel.unit for channel in judge.channels}  # a store may have others
     for domain, found in measured.items():
-        unit = judge.store.units[domain]
-
+        unit = units[domain]
         lines, end = found["curves"], f"_{domain}.png" if several else ".png"
         _save(output / f"spectra{end}", spectra_figure(next(iter(lines.values()))["k"], lines, unit))
         _save(output / f"structure{end}", structure_figure(lines, result.scores[domain], unit))

@@ -1,7 +1,9 @@
 """What is measured on each map: all metrics that compare one estimate with its truth, on physical maps.
 
 A map whose true total is below a thousandth of the mean training one holds no signal to speak of (50 Msun of HI in an
-elliptical, say): all metrics leave it out, and what is wrongly seen in it has a row of its own.
+elliptical, say): all metrics leave it out, and what is wrongly seen in it has a row of its own. Where maps have
+negative values (velocities, noise), signal is the total of their sizes: a galaxy that recedes as much as it approaches
+has some.
 """
 
 from dataclasses import dataclass
@@ -38,8 +40,9 @@ class Yardstick:
     """What the maps of a domain are measured by, from the training maps.
 
     Attributes:
-        data_range: Of PSNR and SSIM, and L of the peaks: 99.9 % quantile of the lit pixels, in the maps' unit.
-        typical_total: Mean over maps of the sum over pixels times pixel area.
+        data_range: Of PSNR and SSIM, and L of the peaks: 99.9 % quantile of the lit pixels, in the maps' unit; less the
+            0.1 % quantile where some are negative.
+        typical_total: Mean over maps of the sum over the sizes of pixels times pixel area.
     """
 
     data_range: float
@@ -48,8 +51,12 @@ class Yardstick:
     @classmethod
     def fit(cls, maps: Stack, side: Values) -> "Yardstick":
         """From training maps (n, height, width) with sides (n,) in kpc."""
-        lit = maps[maps > 0]
-        return cls(float(np.quantile(lit, 0.999)) if lit.size else 1.0, float(np.mean(totals(maps, side))))
+        lit = maps[maps != 0]
+        typical = float(np.mean(totals(np.abs(maps), side)))
+        if not lit.size:
+            return cls(1.0, typical)
+        low, high = np.quantile(lit, [0.001, 0.999])
+        return cls(float(high - min(low, 0.0)), typical)
 
     @property
     def softening(self) -> float:
@@ -57,7 +64,7 @@ class Yardstick:
         return SOFTENING * self.data_range
 
     def faint(self, total: Values) -> NDArray[np.bool_]:
-        """Whether maps of these totals hold no signal to speak of."""
+        """Whether maps whose sizes add up to these totals hold no signal to speak of."""
         return total <= FAINT * self.typical_total
 
 
@@ -76,7 +83,7 @@ def measure(truth: Stack, estimate: Stack, side: Values, yardstick: Yardstick) -
     _, correlation = cross_correlation(truth, estimate)
     low = k <= 0.5
     true_total, seen_total = totals(truth, side), totals(estimate, side)
-    faint = yardstick.faint(true_total)
+    faint = yardstick.faint(totals(np.abs(truth), side))
     # A map that is empty where the truth has structure correlates with nothing of it.
     correlation = np.where(np.isfinite(ratio) & (ratio == 0), 0.0, correlation)
     L, fits = yardstick.data_range, scales(*truth.shape[1:]) > 0
@@ -95,7 +102,7 @@ def measure(truth: Stack, estimate: Stack, side: Values, yardstick: Yardstick) -
         "faint_peaks": peak_counts(estimate, L / 100) - peak_counts(truth, L / 100),
         **_built(truth, estimate, side),
     }
-    false_signal = seen_total / yardstick.typical_total if yardstick.typical_total else none
+    false_signal = totals(np.abs(estimate), side) / yardstick.typical_total if yardstick.typical_total else none
     return {
         "true_total": true_total,
         "seen_total": seen_total,

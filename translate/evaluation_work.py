@@ -24,7 +24,7 @@ from skyshift.datasets.loading import FIT_VIEWS
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
 from skyshift.translate.baselines import Relation, simple_relations
-from skyshift.translate.evaluation_scores import AXES, Yardstick, curves, measure, physical_features
+from skyshift.translate.evaluation_scores import AXES, Yardstick, curves, measure, physical_features, totals
 from skyshift.translate.metric_rows import PRETRAINED
 from skyshift.translate.metrics.calibration import calibrate
 from skyshift.translate.metrics.pretrained import (
@@ -210,13 +210,21 @@ class Judge:
         return found
 
     def chunk(self, views: Views) -> dict[str, Any]:
-        """Everything that is measured on some views: per map, so that chunks can be joined (:func:`joined`)."""
+        """Everything that is measured on some views: per map, so that chunks can be joined (:func:`joined`).
+
+        Raises:
+            SkyshiftError: A translation is not finite: left out, it would flatter the mean over the others.
+        """
         translated = {name: one(self.store, views) for name, one in self.translators.items()}
         drawn = {
             name: one.draws(self.store, self.draws[name], views)
             for name, one in self.translators.items()
             if self.draws.get(name, 0) > 1
         }
+        for name, maps in translated.items():
+            for domain in self.main.target:
+                for found in (maps[domain].values[None], drawn.get(name, {}).get(domain)):
+                    _require_finite(name, domain, found, maps[domain].names)
         side = self.side[self.rows(views)]
         return {channel.domain: self._domain(channel, views, side, translated, drawn) for channel in self.channels}
 
@@ -226,7 +234,7 @@ class Judge:
         truth, yardstick = self.truth(channel, views), self.yardstick(channel.domain)
         estimates = self._estimates(channel, views, translated)
         scores = {name: measure(truth, maps, side, yardstick) for name, maps in estimates.items()}
-        lit = ~yardstick.faint(next(iter(scores.values()))["true_total"])
+        lit = ~yardstick.faint(totals(np.abs(truth), side))
         found: dict[str, Any] = {
             "scores": scores,
             "lit": lit,
@@ -270,6 +278,21 @@ class Judge:
         if {"c2st", "c2st_p"}.intersection(self.metrics):
             found["physical"] = {name: physical_features(maps, yardstick) for name, maps in every.items()}
         return found
+
+
+def _require_finite(
+    translator: str, domain: str, draws: NDArray[np.floating] | None, names: Sequence[str] | None
+) -> None:
+    """Refuse draws (draws, n, height, width) that hold NaN or infinity."""
+    if draws is None:
+        return
+    wrong = np.flatnonzero(~np.isfinite(draws).all(axis=(0, 2, 3)))
+    if len(wrong):
+        some = ", ".join(names[i] if names else f"map {i}" for i in wrong[:3])
+        raise SkyshiftError(
+            f"{translator} makes maps of {domain} with NaN or infinity: {len(wrong)} of a chunk, {some}. They cannot "
+            "be judged; take --precision no, another checkpoint of the run, or fewer --calls"
+        )
 
 
 def joined(parts: Sequence[Any], name: str = "") -> Any:

@@ -137,7 +137,7 @@ def spectra_figure(k: NDArray[np.floating], curves: Mapping[str, Mapping[str, ND
             if not seen.any():
                 continue
             low, middle, high = np.nanquantile(y[:, seen], [0.16, 0.5, 0.84], axis=0)
-            axis.plot(x[seen], middle, style, color=colour, label=name)
+            axis.plot(x[seen], middle, linestyle=style, color=colour, label=name)
             axis.fill_between(x[seen], low, high, color=colour, alpha=0.15, linewidth=0)
     for axis, title, label in (
         (axes[0], "Power spectrum", "P(translated) / P(simulated)"),

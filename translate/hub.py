@@ -11,7 +11,13 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of the library beneath, which a hub that does not answer raises
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from skyshift.checkpoint import CheckpointError
 
@@ -61,7 +67,7 @@ def download(name: str) -> Path:
             f"'{name}' is no folder here, and {how}, so it cannot be fetched from the hub either; fetch it where there "
             f"is a network (`hf download {repository}`) and give the path of its folder"
         ) from None
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, HFValidationError, OSError, ValueError) as error:
         raise CheckpointError(f"'{name}' cannot be fetched from {constants.ENDPOINT}: {error}") from None
     if not (folder / "translation.json").is_file():
         raise CheckpointError(
@@ -88,7 +94,7 @@ def upload(folder: Path, name: str, *, private: bool = True) -> str:
     try:
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=PARTS, commit_message="skyshift checkpoint")
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, HFValidationError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} cannot be put on {constants.ENDPOINT} as {name}: {error}. It is whole where it is; log in with "
             "`hf auth login` (a token that may write) and try again"

@@ -21,10 +21,11 @@ class Metric:
         name: Column of the CSV file.
         title: With its unit.
         summary: From the values of all maps to one number; ``None`` where it is one of all maps together.
-        best: Direction of better: 1 larger, -1 smaller, 0 nearer to zero.
+        best: Direction of better: 1 larger, -1 smaller, 0 nearer to ``ideal``.
         digits: Behind the point.
         group: image, physics, morphology, distribution or calibration.
         default: Whether it is measured without being asked for.
+        ideal: The best value, where neither larger nor smaller is better.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Metric:
     digits: int
     group: str = "physics"
     default: bool = True
+    ideal: float = 0.0
 
 
 def mean(values: Values) -> float:
@@ -82,12 +84,16 @@ METRICS = (
     Metric("m20", f"M20, {FAR}", median_size, -1, 4, "morphology"),
     Metric("frechet", "Fréchet distance", None, -1, 3, "distribution", default=False),
     Metric("kernel", "kernel distance", None, -1, 3, "distribution", default=False),
-    Metric("c2st", "classifier two-sample test, AUC (0.5: alike)", None, -1, 3, "distribution", default=False),
+    Metric("c2st", "classifier two-sample test, AUC (0.5: alike)", None, 0, 3, "distribution", False, 0.5),
     Metric("c2st_p", "classifier two-sample test, p-value", None, 1, 2, "distribution", default=False),
-    Metric("coverage_68", "pixels in the central 68 % of the draws [%]", percent(mean), 0, 1, "calibration"),
-    Metric("coverage_95", "pixels in the central 95 % of the draws [%]", percent(mean), 0, 1, "calibration"),
+    Metric(
+        "coverage_68", "pixels in the central 68 % of the draws [%]", percent(mean), 0, 1, "calibration", ideal=68.0
+    ),
+    Metric(
+        "coverage_95", "pixels in the central 95 % of the draws [%]", percent(mean), 0, 1, "calibration", ideal=95.0
+    ),
     Metric("crps", "CRPS [% of L]", percent(mean), -1, 4, "calibration"),
-    Metric("spread_skill", "spread over error of the mean draw (1: calibrated)", mean, 0, 3, "calibration"),
+    Metric("spread_skill", "spread over error of the mean draw (1: calibrated)", mean, 0, 3, "calibration", ideal=1.0),
 )
 """All that is measured. L is the dynamic range. Values of a map are estimate less truth."""
 

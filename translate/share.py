@@ -34,8 +34,8 @@ class ShareConfig:
     Attributes:
         checkpoint: A checkpoint, or a run (its best checkpoint is taken, or its last).
         output: The new folder.
-        evaluation: Folder of the evaluation whose table the card shows; by default ``evaluation`` beside the run's
-            checkpoints.
+        evaluation: Folder of the evaluation whose table the card shows, which must be of this checkpoint; by default
+            ``evaluation`` beside the run's checkpoints, if it is.
         discriminators: Keep them: explanations need them, translating does not.
         name: Title of the card; by default made from the domains.
         licence: Of the weights, as the hub calls it.
@@ -59,6 +59,13 @@ def _last_name(value: Any) -> Any:
     return [_last_name(one) for one in value] if isinstance(value, list) else Path(str(value)).name
 
 
+def _judges(evaluation: Path, checkpoint: Path) -> bool:
+    """Whether an evaluation is of this checkpoint: a run that went on may hold that of an earlier one."""
+    table = evaluation / "table.md"
+    title = table.read_text(encoding="utf-8").partition("\n")[0] if table.is_file() else ""
+    return f", {checkpoint.name} of " in title
+
+
 def export(config: ShareConfig) -> Path:
     """Write the folder.
 
@@ -70,7 +77,7 @@ def export(config: ShareConfig) -> Path:
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged.
-        SkyshiftError: The output exists.
+        SkyshiftError: The output exists, or the evaluation that was named is of another checkpoint.
     """
     checkpoint = find_checkpoint(config.checkpoint)
     output = Path(config.output)
@@ -80,6 +87,12 @@ def export(config: ShareConfig) -> Path:
     evaluation = Path(config.evaluation) if config.evaluation else run / "evaluation"
     if config.evaluation and not (evaluation / "table.md").is_file():
         raise SkyshiftError(f"--evaluation {evaluation} holds no table.md; make it with translate/evaluate.py")
+    judged = _judges(evaluation, checkpoint)
+    if config.evaluation and not judged:
+        raise SkyshiftError(
+            f"--evaluation {evaluation} is not of {checkpoint.name}, which is given away; evaluate that with "
+            f"translate/evaluate.py --checkpoint {checkpoint}"
+        )
     translation = Translation.read(checkpoint)
     sides = ([channel.domain for channel in side] for side in (translation.source, translation.target))
     source, target = sides  # of a checkpoint between any domains, those it was evaluated in
@@ -96,7 +109,9 @@ def export(config: ShareConfig) -> Path:
     for facts in (plain.get("data", {}), translation.provenance):
         facts.update({key: _last_name(facts[key]) for key in ("store", "target_store") if facts.get(key)})
     parameters = sum(value.numel() for name, value in method.named_parameters() if name in weights)
-    card = model_card(checkpoint, evaluation, parameters=parameters, licence=config.licence, name=config.name)
+    card = model_card(
+        checkpoint, evaluation if judged else None, parameters=parameters, licence=config.licence, name=config.name
+    )
     with write_folder_whole(output, replace=False) as folder:
         save_tensors(folder / "model.safetensors", weights)
         translation.write(folder)

@@ -16,8 +16,9 @@ Every trial is a training run of its own process in ``output/trial_0000`` and so
 ``training.monitor`` on the validation part (``training.validate_every`` must be set); the test part is not looked at. A
 trial that at a validation is worse than the median of the others at that step is stopped. Trials are proposed by
 Optuna's tree-structured Parzen estimator. The study is a journal in ``output/journal.log``: a sweep that is started
-again goes on, and a trial that was cut short is run again with the same settings. The best trial's whole configuration
-is ``output/best.yaml``, all trials are in ``output/trials.json``.
+again goes on (if it compares the same runs: only ``trials``, ``prune`` and ``seed`` may change), and a trial that was
+cut short is run again with the same settings. The best trial's whole configuration is ``output/best.yaml``, all trials
+are in ``output/trials.json``.
 
 References:
     Akiba et al. 2019, Optuna: A Next-generation Hyperparameter Optimization Framework, arXiv:1907.10902.
@@ -99,6 +100,8 @@ def _require_entry(key: str, entry: dict[str, Any]) -> None:
     low, high = entry.get("low"), entry.get("high")
     if not isinstance(low, int | float) or not isinstance(high, int | float) or not low < high:
         raise SweepError(f"space.{key} needs numbers low < high, or choices")
+    if "step" in entry and (not isinstance(entry["step"], int | float) or entry["step"] <= 0 or entry.get("log")):
+        raise SweepError(f"space.{key}: step is a number above 0 and not of a logarithmic range")
     if entry.get("log") and not low > 0:
         raise SweepError(f"space.{key}: a logarithmic range begins above 0, not at {low}")
 
@@ -201,6 +204,22 @@ def _cost(value: float, monitor: str) -> float:
     return -value * DIRECTIONS[monitor] if DIRECTIONS[monitor] else abs(value)
 
 
+def _require_same_search(study: "optuna.Study", config: SweepConfig, output: Path) -> None:
+    """Trials of another configuration, space or monitor cannot be compared with new ones.
+
+    Raises:
+        SweepError: The study was begun with another.
+    """
+    base = yaml.safe_load(Path(config.base).read_text(encoding="utf-8"))
+    now = json.loads(json.dumps({"base": base, "space": config.space}, default=str))
+    before = study.user_attrs.get("search")
+    if before is None and not study.trials:
+        study.set_user_attr("search", now)
+    elif before != now:
+        what = "space" if before and before["base"] == now["base"] else "base configuration"
+        raise SweepError(f"{output} is a sweep with another {what}; choose another output, or delete that one")
+
+
 def sweep(config: SweepConfig) -> Path:
     """Search.
 
@@ -208,7 +227,7 @@ def sweep(config: SweepConfig) -> Path:
         The whole configuration of the best trial.
 
     Raises:
-        SweepError: Optuna is missing, the space is wrong, or no trial came to an end.
+        SweepError: Optuna is missing, the space is wrong, the output is of another sweep, or a trial failed.
     """
     library = import_optuna()
     monitor, output = _checked(config).training.monitor, Path(config.output)
@@ -217,10 +236,12 @@ def sweep(config: SweepConfig) -> Path:
     study = library.create_study(
         storage=library.storages.JournalStorage(journal),
         study_name="sweep",
-        sampler=library.samplers.TPESampler(seed=config.seed),
         pruner=library.pruners.MedianPruner(n_startup_trials=3),
         load_if_exists=True,
     )
+    _require_same_search(study, config, output)
+    # A sampler that began again with the same seed would propose the first trials once more.
+    study.sampler = library.samplers.TPESampler(seed=config.seed + len(study.trials))
     states = library.trial.TrialState
     for trial in study.get_trials(states=(states.RUNNING,)):  # of a sweep that was cut short
         study.tell(trial.number, state=states.FAIL)

@@ -10,8 +10,8 @@ import skyshift  # isort: skip  # noqa: F401 - sets OpenMP's waiting before torc
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from skyshift.command import command, parse
 from skyshift.engine import Hooks, LoaderPlan, Trainer, TrainingConfig, launch_state, require_free
 from skyshift.errors import SkyshiftError
 from skyshift.files import write_json, write_text
+from skyshift.same_run import require_same_settings
 from skyshift.translate.conservation import ConserveConfig, conservation
 from skyshift.translate.data import DataConfig, TranslationData
 from skyshift.translate.evaluate import evaluate
@@ -91,47 +92,8 @@ def _sampler(data: TranslationData) -> Callable[[nn.Module], Figure]:
     return draw
 
 
-_FREE = {"output", "resume", "evaluation", "find_batch_size"}
-_FREE_TRAINING = {"workers", "log_every", "sample_every", "checkpoint_every", "keep"}
-_FREE_TRAINING |= {"batch_size", "accumulate"}  # of which the loop itself sees to what may change
-
-
-def _fixed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides the weights, flat: key to value."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
-            for key, entry in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), entry)
-        else:
-            flat[prefix] = value
-
-    walk("", {key: value for key, value in plain.items() if key not in _FREE})
-    skipped = {f"training.{name}" for name in _FREE_TRAINING} | {"data.store", "data.target_store", "data.build"}
-    return {key: value for key, value in flat.items() if key not in skipped}
-
-
-def _require_same_settings(checkpoint: Path, plain: Mapping[str, Any]) -> None:
-    """A run goes on with the settings it began with: method, networks, learning rates, augmentation.
-
-    Raises:
-        CheckpointError: One is another; the message names it.
-    """
-    try:
-        before = _fixed(yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, AttributeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{checkpoint / 'config.yaml'} cannot be read ({error})") from None
-    now = _fixed(plain)
-    sections = {"data": DataConfig, "training": TrainingConfig, "physics": PhysicsConfig, "conserve": ConserveConfig}
-    default = _fixed({name: asdict(section()) for name, section in sections.items()})
-    before = {key: value for key, value in default.items() if key in now} | before  # begun before there was such a key
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise CheckpointError(
-                f"{checkpoint} was trained with {name} = {before.get(name)}, this run has {now.get(name)}; a run "
-                "continues exactly or not at all. Start a new one with another --output"
-            )
+SECTIONS = {"data": DataConfig, "training": TrainingConfig, "physics": PhysicsConfig, "conserve": ConserveConfig}
+PLACES = ("data.store", "data.target_store", "data.build")
 
 
 def _require_same_data(checkpoint: Path, translation: Translation) -> None:
@@ -169,7 +131,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         return batch_sizes(config)
     found = require_free(Path(config.output), config.resume)
     if found:
-        _require_same_settings(found, plain)
+        require_same_settings(found, plain, SECTIONS, PLACES)
     store = config.data.open()
     data = TranslationData(config.data, store, config.training.seed)
     if config.evaluation and not len(data.views["test"]):

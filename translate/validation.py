@@ -48,9 +48,14 @@ class Validator:
         return {name: Yardstick.fit(maps[name].values, np.asarray(maps[name].side)) for name in domains}
 
     def __call__(self, method: nn.Module) -> dict[str, float]:
-        """Metric to its value over the validation maps: percent, decibels or none, as in the evaluation's table."""
+        """Metric to its value over the validation maps: percent, decibels or none, as in the evaluation's table.
+
+        All are NaN, which never is the best, where a translation is not finite: means leave out what is not.
+        """
         assert isinstance(method, TranslationMethod)
         estimates = Translator(method, self.data.translation)(self.data.store, self.views)
+        if not all(np.isfinite(maps.values).all() for maps in estimates.values()):
+            return dict.fromkeys(VALUES, float("nan"))
         truths = store_maps(self.data.store, self.data.config.target, self.views)
         scores = [
             score(truths[name].values, estimates[name].values, np.asarray(truths[name].side), self._yardsticks[name])

@@ -54,8 +54,8 @@ class AdaptationMethod(Method):
         dropout: Share of features that the head forgets in training.
     """
 
-    players = ("classifier",)
-    averaged = ("classifier",)
+    players: tuple[str, ...] = ("classifier",)
+    averaged: tuple[str, ...] = ("classifier",)
 
     needs: tuple[str, ...] = ("target",)
     """What a batch must hold beside ``source`` and ``source_label``: ``target``, ``source_strong``,
@@ -98,6 +98,13 @@ class AdaptationMethod(Method):
         known = labels >= 0
         loss = F.cross_entropy(outputs, labels.clamp(min=0), weight=self.class_weights, reduction="none")
         return (loss * known).sum() / len(labels)
+
+    def prepare(self, target_views: Tensor) -> None:
+        """Called once before the first step, for methods that remember the target's maps one by one.
+
+        Args:
+            target_views: (n,) int64, sorted numbers of the target's training views; batches name theirs in ``target_view``.
+        """
 
     @property
     def progress(self) -> float:

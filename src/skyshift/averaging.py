@@ -3,7 +3,7 @@
     w̄ ← d w̄ + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
 
 after step n, so that early averages follow the weights. Every process steps from the same gradients and so keeps the
-same average; nothing is exchanged for it.
+same average, or that of its share of the weights; nothing is exchanged for it.
 
 References:
     Polyak & Juditsky 1992, Acceleration of Stochastic Approximation by Averaging, doi:10.1137/0330046.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from skyshift.method import Method
@@ -26,12 +27,18 @@ def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], 
     @torch.no_grad()
     def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         n = int(count)
+        averaged, current = _own(averaged), _own(current)
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
         else:  # counters of batch normalisation
             torch._foreach_copy_(averaged, current)
 
     return update
+
+
+def _own(tensors: Tensors) -> list[Tensor]:
+    """What this process holds of them: its share of those that are divided."""
+    return [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
 
 
 def make_average(method: Method, decay: float) -> AveragedModel | None:

@@ -24,6 +24,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from skyshift import run_log
-from skyshift.averaging import Averaged, averaged_networks, make_average
+from skyshift.averaging import averaged_networks, make_average
 from skyshift.checkpoint import CheckpointError, checkpoints, latest, random_state
 from skyshift.files import write_folder_whole, write_whole
 from skyshift.launch import StopSignal, computes_bfloat16, launch_state, make_accelerator
 from skyshift.method import Batch, Hooks, LoaderPlan, Method, frozen
 from skyshift.naming import unknown
-from skyshift.run_state import read_facts, read_random_state, read_weights, require_free, write_state
+from skyshift.run_state import gathered_state, read_facts, read_random_state, read_weights, require_free, write_state
+from skyshift.sharding import make_replicas, whole
 from skyshift.speed import prepare_network, to_channels_last
-from skyshift.training import TrainingConfig, TrainingError
+from skyshift.training import TrainingConfig, TrainingError, make_optimizer
 from skyshift.validation import Watch
 
 __all__ = [
@@ -107,6 +109,7 @@ class Trainer:
         layout = {"memory_format": torch.channels_last} if training.channels_last else {}
         self.method = method.to(self.accelerator.device, **layout)
         self.loader = loader
+        self.replicas = make_replicas(self.accelerator, method)
         self.average = make_average(method, training.average)
         self.networks: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -120,20 +123,25 @@ class Trainer:
     def _base_rate(self, player: str) -> float:
         return self.training.learning_rates.get(player, self.training.learning_rate)
 
+    def _groups(self, player: str) -> list[dict[str, Any]]:
+        """Parameters with the same share of the player's learning rate."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in getattr(self.method, player).named_parameters():
+            groups.setdefault(self.method.rate_scale(player, name), []).append(parameter)
+        rate = self._base_rate(player)
+        return [{"params": params, "lr": rate * scale, "rate_scale": scale} for scale, params in groups.items()]
+
     def _prepare_players(self) -> None:
         """Optimizers, and networks as wrapped for the launch."""
         training, recomputed = self.training, 0
         for player in self.method.players:
             network = getattr(self.method, player)
-            self.optimizers[player] = torch.optim.AdamW(
-                network.parameters(),
-                lr=self._base_rate(player),
-                betas=training.betas,
-                weight_decay=training.weight_decay,
-                fused=True,
-            )
             recomputed += prepare_network(network, training)
-            self.networks[player] = self.accelerator.prepare(network)
+            self.networks[player] = self.replicas.wrap(network)
+            self.optimizers[player] = make_optimizer(training, self._groups(player))
+        if self.average is not None:
+            for network in self.average.module.children():
+                self.replicas.divide(network)
         if training.checkpoint_activations and not recomputed:
             raise TrainingError(
                 "training.checkpoint_activations: no network of this method has blocks (in module lists or sequences, "
@@ -252,7 +260,7 @@ class Trainer:
                 scaler.unscale_(optimizer)
             if self.training.clip or not scaler:
                 parameters = getattr(self.method, player).parameters()
-                norms[player] = nn.utils.clip_grad_norm_(parameters, self.training.clip or math.inf)
+                norms[player] = whole(nn.utils.clip_grad_norm_(parameters, self.training.clip or math.inf))
         # With float16 the scaler leaves out a step whose gradient is not finite, and lowers its scale.
         self._require_finite({} if scaler else norms, stop)
         for optimizer in self.optimizers.values():
@@ -297,7 +305,7 @@ class Trainer:
         factor = self.training.rate_factor(self.step)
         for player, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self._base_rate(player) * factor
+                group["lr"] = self._base_rate(player) * group.get("rate_scale", 1.0) * factor
 
     # -- what a run leaves behind -------------------------------------------------------------------------------
 
@@ -330,28 +338,31 @@ class Trainer:
         self._record(line)
         return {"maps/s": f"{line['samples_per_second']:.0f}", **{k: f"{v:.3g}" for k, v in values.items()}}
 
-    def averaged_method(self) -> Averaged:
-        """Context in which the method carries the averaged weights, in evaluation mode."""
-        return Averaged(self.method, self.average)
+    def averaged_method(self) -> AbstractContextManager[Method]:
+        """Context, entered by all processes, in which the main one has the averaged method in evaluation mode."""
+        return self.replicas.averaged(self.method, self.average)
 
     def _validate(self) -> bool:
         """Judge the averaged weights, on the main process; whether they are the best so far, the same everywhere."""
         assert self.watch is not None
         assert self.hooks.validate is not None
         found: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices), self.averaged_method() as method:
-                found = [{name: float(value) for name, value in self.hooks.validate(method).items()}]
+        with self.averaged_method() as method:
+            if self.accelerator.is_main_process:
+                devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+                with torch.no_grad(), torch.random.fork_rng(devices):
+                    found = [{name: float(value) for name, value in self.hooks.validate(method).items()}]
         values = broadcast_object_list(found)[0]
         self._record({"step": self.step, **{f"validation/{name}": value for name, value in values.items()}})
         return self.watch.see(self.step, values[self.watch.monitor])
 
     def _sample(self) -> None:
-        if self.hooks.sample is None or not self.accelerator.is_main_process:
+        if self.hooks.sample is None:
             return
         with self.averaged_method() as method:
-            figure = self.hooks.sample(method)
+            figure = self.hooks.sample(method) if self.accelerator.is_main_process else None
+        if figure is None:
+            return
         with write_whole(self.folder / "samples" / f"step_{self.step:07d}.png") as path:
             figure.savefig(path, dpi=110)
 
@@ -380,11 +391,12 @@ class Trainer:
             TrainingError: It cannot be written; those before it are kept.
         """
         states = gather_object([random_state()])
+        files = gathered_state(self.method, self.average, self.optimizers)
         if self.accelerator.is_main_process:
             try:
                 with write_folder_whole(self.folder / "checkpoints" / f"step_{self.step:07d}") as folder:
                     self.hooks.describe(folder)
-                    write_state(folder, self.method, self.average, self.optimizers, states, self._facts())
+                    write_state(folder, files, states, self._facts())
             except (OSError, SafetensorError) as error:
                 raise TrainingError(
                     f"the checkpoint of step {self.step} cannot be written ({error}); {self._kept()}. Make room and "

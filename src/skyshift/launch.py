@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import parse_flag_from_env, patch_environment
 
 from skyshift.training import TrainingConfig, TrainingError
 
@@ -37,29 +37,66 @@ def launch_state() -> PartialState:
     return state
 
 
+def asks_for_fsdp() -> bool:
+    """Whether the launch asks for weights that are divided between the processes."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
+def _require_possible(training: TrainingConfig) -> None:
+    """Refuse ways of dividing the networks that this loop does not have.
+
+    Raises:
+        TrainingError: The launch or the configuration asks for one.
+    """
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise TrainingError(
+                f"the launch asks for {name}, which this loop does not have; launch with "
+                "configs/accelerate/gpu_ddp.yaml, multi_node.yaml or, to divide the weights between the processes, "
+                "gpu_fsdp.yaml"
+            )
+    if not asks_for_fsdp():
+        return
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise TrainingError(
+            f"the launch asks for FSDP of version {version}, this loop has version 2; launch with "
+            "configs/accelerate/gpu_fsdp.yaml, or set fsdp_version: 2 under fsdp_config"
+        )
+    refused = {
+        "fsdp_offload_params: true": parse_flag_from_env("FSDP_OFFLOAD_PARAMS"),
+        "fsdp_activation_checkpointing: true (set training.checkpoint_activations instead)": parse_flag_from_env(
+            "FSDP_ACTIVATION_CHECKPOINTING"
+        ),
+        "fsdp_reshard_after_forward: false": not parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True),
+        "training.precision fp16 (take bf16)": training.precision == "fp16",
+        "training.channels_last, for FSDP divides contiguous weights only": training.channels_last,
+    }
+    for name, asked in refused.items():
+        if asked:
+            raise TrainingError(
+                f"under FSDP this loop does not have {name}; leave it out, or launch with "
+                "configs/accelerate/gpu_ddp.yaml"
+            )
+
+
 def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
-    """The launch as Accelerate sees it.
+    """The launch as Accelerate sees it, which is not told of FSDP: see :mod:`skyshift.sharding`.
 
     Raises:
         TrainingError: The environment asks for more processes than Accelerate sees: each would train by itself; or for
             a way of dividing the networks that this loop does not have.
     """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
-            raise TrainingError(
-                f"the launch asks for {name}, which divides the weights between the processes; this loop clips, "
-                "averages and saves whole weights and several players at once, so it runs on data parallel processes "
-                "only. Launch with configs/accelerate/gpu_ddp.yaml or multi_node.yaml; to save memory set "
-                "training.checkpoint_activations true or a smaller training.batch_size with training.accumulate"
-            )
+    _require_possible(training)
     launch_state()
     choice = {"launch": None, "auto": "bf16" if computes_bfloat16() else "no"}
-    return Accelerator(
-        mixed_precision=choice.get(training.precision, training.precision),
-        gradient_accumulation_steps=training.accumulate,
-        log_with="tensorboard",
-        project_dir=folder,
-    )
+    with patch_environment(ACCELERATE_USE_FSDP="false"):
+        return Accelerator(
+            mixed_precision=choice.get(training.precision, training.precision),
+            gradient_accumulation_steps=training.accumulate,
+            log_with="tensorboard",
+            project_dir=folder,
+        )
 
 
 class StopSignal:

@@ -24,6 +24,15 @@ class Method(nn.Module, abc.ABC):
     step: int = 0
     """Number of the optimizer step that losses are for, from 0; the loop sets it, for schedules of a method's own."""
 
+    def rate_scale(self, player: str, parameter: str) -> float:
+        """Factor on the player's learning rate for one of its parameters, asked once before the first step.
+
+        Args:
+            player: Whose.
+            parameter: Its name within the player.
+        """
+        return 1.0
+
     def share(self, networks: Mapping[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         """Work that the losses of several players need, done once a micro-batch; by default none.
 

@@ -7,12 +7,13 @@ draws in training (dropout, noise), and normalisations or losses that mix the sa
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from skyshift.checkpoint import (
@@ -25,10 +26,14 @@ from skyshift.checkpoint import (
     unpack_optimizer,
 )
 from skyshift.method import Method
+from skyshift.sharding import divided, gathered
 from skyshift.speed import lay_out_like_parameters
 from skyshift.training import TrainingError
 
 Optimizers = Mapping[str, torch.optim.Optimizer]
+Packed = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+"""Tensors and JSON: the content of a file."""
+
 DIVISION = ("processes", "batch_size", "accumulate")
 """How the samples of a step are divided."""
 
@@ -47,21 +52,25 @@ def require_free(folder: Path, resume: bool) -> Path | None:
     return found
 
 
+def gathered_state(method: Method, average: AveragedModel | None, optimizers: Optimizers) -> dict[str, Packed]:
+    """What the files of a checkpoint hold, by their names in its folder: whole on the main process.
+
+    All processes take part.
+    """
+    files: dict[str, Packed] = {"model": (method.state_dict(), {})}
+    if average is not None:
+        files["average"] = (average.state_dict(), {})
+    files |= {f"state/{player}": pack_optimizer(optimizer) for player, optimizer in optimizers.items()}
+    return {f"{name}.safetensors": (gathered(tensors), facts) for name, (tensors, facts) in files.items()}
+
+
 def write_state(
-    folder: Path,
-    method: Method,
-    average: AveragedModel | None,
-    optimizers: Optimizers,
-    random_states: Sequence[Any],
-    facts: Mapping[str, Any],
+    folder: Path, files: Mapping[str, Packed], random_states: Sequence[Packed], facts: Mapping[str, Any]
 ) -> None:
     """Fill the folder of a checkpoint: weights, and under ``state`` what resuming needs besides."""
-    save_tensors(folder / "model.safetensors", method.state_dict())
-    if average is not None:
-        save_tensors(folder / "average.safetensors", average.state_dict())
     (folder / "state").mkdir()
-    for player, optimizer in optimizers.items():
-        save_tensors(folder / "state" / f"{player}.safetensors", *pack_optimizer(optimizer))
+    for name, packed in files.items():
+        save_tensors(folder / name, *packed)
     for rank, state in enumerate(random_states):
         save_tensors(folder / "state" / f"random_{rank:04d}.safetensors", *state)
     (folder / "state" / "progress.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
@@ -125,14 +134,22 @@ def read_weights(folder: Path, method: Method, average: AveragedModel | None, op
         CheckpointError: They are damaged, or of other networks. Nothing on disk is changed.
     """
     try:
-        method.load_state_dict(load_tensors(folder / "model.safetensors")[0])
+        method.load_state_dict(divided(load_tensors(folder / "model.safetensors")[0], method.state_dict()))
         if average is not None:
-            average.load_state_dict(load_tensors(folder / "average.safetensors")[0])
+            average.load_state_dict(divided(load_tensors(folder / "average.safetensors")[0], average.state_dict()))
         for player, optimizer in optimizers.items():
-            unpack_optimizer(optimizer, *load_tensors(folder / "state" / f"{player}.safetensors"))
+            tensors, facts = load_tensors(folder / "state" / f"{player}.safetensors")
+            unpack_optimizer(optimizer, divided(tensors, _parameters(optimizer, tensors)), facts)
             lay_out_like_parameters(optimizer)
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder} is of another method or other networks: {error}") from None
+
+
+def _parameters(optimizer: torch.optim.Optimizer, tensors: Iterable[str]) -> dict[str, Tensor]:
+    """Name of each tensor of an optimizer's state to the parameter that it is of."""
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    indices = {name: int(name.split(".", 1)[0]) for name in tensors}
+    return {name: parameters[index] for name, index in indices.items() if index in parameters}
 
 
 def read_random_state(folder: Path, rank: int, facts: Mapping[str, Any]) -> None:

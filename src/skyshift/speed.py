@@ -78,7 +78,7 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
     """
     for child in network.children():
         if isinstance(child, nn.ModuleList):
-            found = list(child)
+            found = list(_entries(child))
         elif isinstance(child, nn.Sequential):
             found = [part for part in child if next(part.children(), None) is not None] or [child]
         else:
@@ -87,6 +87,15 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
         for block in found:
             if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in block.modules()):
                 yield block
+
+
+def _entries(modules: nn.ModuleList) -> Iterator[nn.Module]:
+    """What is called of a list: its entries, and those of the lists in it; a place may be empty."""
+    for entry in modules.children():
+        if isinstance(entry, nn.ModuleList):
+            yield from _entries(entry)
+        else:
+            yield entry
 
 
 def recompute_activations(network: nn.Module) -> int:

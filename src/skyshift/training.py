@@ -1,8 +1,11 @@
 """How long, how fast and how exactly a run trains: the configuration of the loop."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from skyshift.errors import SkyshiftError
 
@@ -19,10 +22,12 @@ class TrainingConfig:
         steps: Optimizer steps.
         batch_size: Samples of one process in one micro-batch.
         accumulate: Micro-batches in one optimizer step.
-        learning_rate: Adam's.
+        learning_rate: Of the optimizer.
         learning_rates: Player to a learning rate of its own.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum.
         betas: Adam's.
-        weight_decay: Adam's, decoupled.
+        momentum: Of ``sgd``.
+        weight_decay: Adam's, decoupled; added to the gradient of ``sgd``.
         schedule: ``constant``; ``linear`` or ``cosine`` fall to zero over the last ``decay`` of the run.
         decay: Share of the run over which the learning rate falls.
         warm_up: Steps over which it rises from zero.
@@ -51,7 +56,9 @@ class TrainingConfig:
     accumulate: int = 1
     learning_rate: float = 2e-4
     learning_rates: dict[str, float] = field(default_factory=dict)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[float, float] = (0.5, 0.999)
+    momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     decay: float = 0.5
@@ -79,6 +86,8 @@ class TrainingConfig:
                 raise TrainingError(f"training.{name} must be at least 1, not {getattr(self, name)}")
         if not self.learning_rate > 0 or not 0 <= self.average < 1 or not 0 <= self.decay <= 1:
             raise TrainingError("training needs learning_rate > 0, 0 ≤ average < 1 and 0 ≤ decay ≤ 1")
+        if not 0 <= self.momentum < 1:
+            raise TrainingError(f"training.momentum is at least 0 and below 1, not {self.momentum}")
         for name in ("validate_every", "patience"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"training.{name} must be 0 (never) or positive, not {getattr(self, name)}")
@@ -97,3 +106,16 @@ class TrainingConfig:
             return rise
         progress = (step - start) / max(1.0, self.steps - start)
         return rise * (1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def make_optimizer(training: TrainingConfig, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer of one player.
+
+    Args:
+        training: Which, and its constants.
+        groups: Of parameters, each with its learning rate.
+    """
+    if training.optimizer == "sgd":
+        decay, nesterov = training.weight_decay, training.momentum > 0
+        return torch.optim.SGD(groups, momentum=training.momentum, nesterov=nesterov, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(groups, betas=training.betas, weight_decay=training.weight_decay, fused=True)

@@ -154,6 +154,12 @@ def test_an_ensemble_draws_from_its_members_in_turn(gas):
     assert len({float(one[0, 0, 0]) for one in stochastic.draws(gas, 4)["hi"][::2]}) == 2
 
 
+def test_an_ensemble_of_networks_with_dropout_translates_without_it(gas):
+    both = Ensemble([translator_of(Forgetful()), translator_of(Forgetful())])
+    np.testing.assert_allclose(both(gas)["hi"].values, gas, rtol=1e-6)  # as each member does
+    assert (both.draws(gas, 2)["hi"] == 0).any()  # draws forget
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -168,6 +174,10 @@ def test_an_ensemble_draws_from_its_members_in_turn(gas):
         (lambda gas: translator_of(Scatter(), calls=-3), r"at least 1 network call\(s\), not -3"),
         (lambda gas: translator_of(Scatter(), batch_size=0), "batch_size is 0"),
         (lambda gas: translator_of(Scatter(), reverse=True)(Maps(gas, "hi", UNIT)), "translates one way only"),
+        (
+            lambda gas: Ensemble([translator_of(Scatter()), translator_of(Scatter())]).uncertainty(gas, 1),
+            "at least two draws, not 1",
+        ),
         (lambda gas: Ensemble([translator_of(Scatter())]), "at least two members, not 1"),
         (lambda gas: Ensemble([translator_of(Scatter()), translator_of(Scatter(), "h2")]), "member 1 .* same domains"),
     ],

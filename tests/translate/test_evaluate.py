@@ -16,6 +16,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from astropy import units
+from safetensors.torch import load_file, save_file
 
 from skyshift.checkpoint import CheckpointError
 from skyshift.datasets.loading import Split, split_views
@@ -365,6 +366,21 @@ def test_a_sky_without_signal_is_judged(run, dark, tmp_path):
     left_out = re.search(r"left out of all rows but that of what is seen where there is none: hi (\d+)", result.notes)
     assert left_out
     assert int(left_out.group(1)) == len(result.groups)
+
+
+def test_translations_that_are_not_finite_are_refused(run, tmp_path):
+    """Left out of the means, they would make a broken checkpoint as good as its best maps."""
+    broken = tmp_path / "broken"
+    shutil.copytree(find_checkpoint(run), broken)
+    for path in broken.glob("*.safetensors"):
+        weights = load_file(path)
+        save_file(
+            {name: value * float("nan") if value.is_floating_point() else value for name, value in weights.items()},
+            path,
+        )
+    with pytest.raises(SkyshiftError, match="pix2pix makes maps of hi with NaN or infinity"):
+        evaluate(broken, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_store_in_another_unit_is_judged_alike(run, tiny_store, tmp_path):

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -120,6 +121,20 @@ def test_a_run_that_was_not_judged_says_so(run, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+def test_the_table_of_an_earlier_checkpoint_is_not_that_of_this_one(run, tmp_path, capsys):
+    """A run that went on without an evaluation still holds that of where it was."""
+    later = tmp_path / "run" / "checkpoints" / "step_0000009"
+    shutil.copytree(find_checkpoint(run), later)
+    shutil.copytree(run / "evaluation", tmp_path / "run" / "evaluation")
+    share(["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "given")])
+    assert "It has not been evaluated." in (tmp_path / "given" / "README.md").read_text()
+    named = ["--evaluation", str(run / "evaluation")]
+    with pytest.raises(SystemExit):
+        share(["--checkpoint", str(later), "--output", str(tmp_path / "other"), *named])
+    assert "is not of step_0000009" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 # --- the hub
 
 
@@ -129,6 +144,23 @@ def test_without_a_network_a_hub_name_says_what_to_do(monkeypatch, tmp_path):
         CheckpointError, match=r"no folder here, and HF_HUB_OFFLINE is set.*hf download astro/gas-to-hi"
     ):
         Translator.from_pretrained("astro/gas-to-hi")
+
+
+def test_a_hub_that_does_not_answer_takes_nothing_and_says_so(run, tmp_path):
+    """In another process: the library reads the address of the hub once."""
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "skyshift.translate.share", "--checkpoint", str(run)),
+            *("--output", str(tmp_path / "given"), "--push", "astro/gas-to-hi"),
+        ],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "cannot be put on http://127.0.0.1:9 as astro/gas-to-hi" in result.stderr
+    assert (tmp_path / "given" / "model.safetensors").is_file()
 
 
 def test_a_path_below_a_folder_is_no_hub_name(tmp_path, monkeypatch):

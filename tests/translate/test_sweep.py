@@ -17,6 +17,8 @@ from skyshift.translate.sweep import SweepConfig, SweepError, arguments_of, main
         ({"a": {"low": 0.0, "high": 1.0, "log": True}}, "a logarithmic range begins above 0"),
         ({"a": {"lwo": 1}}, "unknown entry 'lwo'"),
         ({"a": {"choices": []}}, "at least one value"),
+        ({"a": {"low": 1.0, "high": 2.0, "step": 0.5, "log": True}}, "not of a logarithmic range"),
+        ({"a": {"low": 1, "high": 2, "step": 0}}, "step is a number above 0"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused(space, says):
@@ -84,6 +86,48 @@ def test_an_unknown_key_is_refused_before_any_trial(tiny_store, tmp_path):
     with pytest.raises(SystemExit):
         main(["--config", config])
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Trials whose run is a log line alone: what is tested is the search, not the training."""
+    pytest.importorskip("optuna")
+    tried = []
+
+    def run(config, trial, folder, monitor):
+        tried.append(propose(trial, config.space))
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("{}")
+        (folder / "log.jsonl").write_text(json.dumps({"step": 2, f"validation/{monitor}": len(tried)}) + "\n")
+        return False
+
+    monkeypatch.setattr("skyshift.translate.sweep._run", run)
+    return tried
+
+
+def test_a_search_that_goes_on_proposes_what_is_new(tiny_store, tmp_path, untrained):
+    for trials in (2, 4, 6):
+        main(["--config", configuration(tmp_path, tiny_store, trials=trials)])
+    assert len({one["training.learning_rate"] for one in untrained}) == 6
+
+
+@pytest.mark.parametrize("change", ["monitor", "space"])
+def test_a_search_goes_on_with_what_can_be_compared_alone(tiny_store, tmp_path, untrained, capsys, change):
+    main(["--config", configuration(tmp_path, tiny_store, trials=1)])
+    config = configuration(
+        tmp_path,
+        tiny_store,
+        trials=2,
+        **({"space": {"training.learning_rate": {"choices": [1e-3]}}} if change == "space" else {}),
+    )
+    if change == "monitor":
+        base = yaml.safe_load((tmp_path / "base.yaml").read_text())
+        base["training"]["monitor"] = "psnr"
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    with pytest.raises(SystemExit):
+        main(["--config", config])
+    assert "is a sweep with another" in capsys.readouterr().err
+    assert len(untrained) == 1
 
 
 @pytest.mark.slow

@@ -2,14 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 
 from skyshift.checkpoint import best
+from skyshift.datasets.loading import Split
 from skyshift.datasets.store import MapStore
+from skyshift.translate.data import DataConfig, TranslationData
 from skyshift.translate.evaluate import METRICS, evaluate
+from skyshift.translate.methods.regression import Regression
 from skyshift.translate.train import main as train_command
+from skyshift.translate.validation import DIRECTIONS, Validator
 
 NETWORKS = "skyshift.translate.networks"
 
@@ -99,3 +104,22 @@ def test_the_batch_size_finder_trains_nothing(tiny_store, tmp_path, capsys):
     assert speeds[facts["batch_size"]] * 1.05 >= max(speeds.values())
     assert f"choose --training.batch_size {facts['batch_size']}" in printed
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["batch_size.json"]
+
+
+def test_translations_that_are_not_finite_are_never_the_best(tiny_store):
+    """Means leave out what is not finite: one broken map of many would otherwise flatter the others."""
+    split = Split(train=0.5, validation=0.2, test=0.3)
+    validator = Validator(TranslationData(DataConfig(store=str(tiny_store), split=split), MapStore(tiny_store)))
+    method = Regression(1, 1)
+    assert np.isfinite(validator(method)["psnr"])
+    translate = method.translate
+
+    def broken(source, **options):
+        estimate = translate(source, **options)
+        estimate[0, 0, 3, 3] = float("nan")
+        return estimate
+
+    method.translate = broken
+    found = validator(method)
+    assert found.keys() == DIRECTIONS.keys()
+    assert all(np.isnan(value) for value in found.values())

@@ -11,6 +11,10 @@ each averaged over maps and channels; bins and rings are those of ``metrics/phys
 their weights compare. Scaled values are limited before sinh (``conservation.LIMIT``). They are computed in float32 (or
 float64 where that is given), outside autocast. All weights are 0 by default.
 
+What they cost, value and gradient, in processor time of one training step of the default pix2pix (8 maps of 64 x 64
+pixels, float32, one thread; 415 ms): total 0.4 %, power_spectrum 1.0 %, radial_profile 0.5 %, observation 1.6 %.
+Medians of 10 rounds in which each loss alone and a whole step took turns, on a processor shared with other work.
+
 References:
     Peebles 1980, The Large-Scale Structure of the Universe, section 41, ISBN 978-0-691-08240-0.
 """

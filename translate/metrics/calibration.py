@@ -9,7 +9,8 @@ too little. Further,
     spread / error = √((1 + 1/M) mean s²) / √(mean (x_mean − t)²),          1 where calibrated,
 
 with s² the unbiased variance of the draws and means over pixels. Pixels where neither truth nor any draw exceeds a
-ten-thousandth of the dynamic range are left out: empty sky is calibrated by itself.
+ten-thousandth of the dynamic range in size are left out: empty sky is calibrated by itself. Truth and draws are treated
+alike in that, so it keeps the ranks uniform.
 
 References:
     Gneiting & Raftery 2007, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102, 359,
@@ -55,9 +56,11 @@ def calibrate(
     shown = {"ranks": np.zeros((n, M + 1)), "central": np.zeros((n, BINS))}
     shown |= {name: np.full(n, np.nan) for name in ("spread", "error")}
     for i in np.flatnonzero(lit):
-        t, x = truth[i].ravel() / data_range, draws[:, i].reshape(M, -1).astype(np.float64) / data_range
-        seen = np.maximum(t, x.max(axis=0)) > SOFTENING
-        t, x = t[seen].astype(np.float64), x[:, seen]
+        # Both in double precision before the division, or equal values would no longer be ties.
+        t = truth[i].ravel().astype(np.float64) / data_range
+        x = draws[:, i].reshape(M, -1).astype(np.float64) / data_range
+        seen = np.maximum(np.abs(t), np.abs(x).max(axis=0)) > SOFTENING
+        t, x = t[seen], x[:, seen]
         if not t.size:
             continue
         generator = np.random.default_rng([0, int(views[i])])

@@ -111,8 +111,12 @@ def find_weights(network: str, folder: str | Path = "") -> Path:
     )
 
 
-def _load(network: str, path: Path) -> dict[str, Tensor]:
-    """Tensors of a file of weights.
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file of weights, by name; nothing else in it is read, and no code of it is run.
+
+    Args:
+        path: A ``.safetensors`` file, else a torch file. Of one that holds more, the tensors under ``state_dict`` or
+            ``model``.
 
     Raises:
         WeightsError: It is damaged, or holds more than tensors.
@@ -121,12 +125,23 @@ def _load(network: str, path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(name): value for name, value in state.items()}
+        inner = [state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)]
+        state = inner[0] if inner else state
     except Exception as error:
         raise WeightsError(
-            f"{path} holds no weights of {NETWORKS[network].title} that can be read without running code "
-            f"({type(error).__name__}: {error}); download {NETWORKS[network].url} again"
+            f"{path} holds no weights that can be read without running code ({type(error).__name__}: {error})"
         ) from error
+    other = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if other:
+        raise WeightsError(f"{path} holds more than tensors: {', '.join(other[:3])}; save the tensors alone")
+    return {str(name): value for name, value in state.items()}
+
+
+def _load(network: str, path: Path) -> dict[str, Tensor]:
+    try:
+        return read_tensors(path)
+    except WeightsError as error:
+        raise WeightsError(f"{error}; download {NETWORKS[network].url} again") from error
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
