@@ -152,7 +152,7 @@ def test_numbers_in_their_own_unit(tmp_path):
 
     target = numbers(2000, 0.25, 1)
     c = Checkpoint("validator", 5, numbers(30, 0.25, 2), numbers(30, 0.25, 3), target, "dev")
-    bounds = {"source-only": Bound(dataclasses.replace(target, logits=target.logits + [0.5, 0.0])),
+    bounds = {"source-only": Bound(dataclasses.replace(target, logits=target.logits + np.array([0.5, 0.0]))),
               "target-supervised": Bound(target)}  # fmt: skip
     found = Report("toy", NUMBERS, [c], bounds, resamples=100)
     # .25 of a scale of 2; standard errors of 2,000 residuals 1.6 %, and of shares 1 % and .5 %.
