@@ -285,7 +285,7 @@ def latent_figure(checkpoints: Sequence[Checkpoint], task: Task, kind: str = "ts
 def _latent_legend(figure: Figure, task: Task, shown: set[str]) -> None:
     handles = [
         Line2D([], [], color="0.3", marker=MARKERS[n], linestyle="", markersize=6, label=n,
-               markerfacecolor="0.3" if n == "source" else "none") for n in MARKERS
+               markerfacecolor="none" if n == "target" and task.kind == "classification" else "0.3") for n in MARKERS
     ]  # fmt: skip
     if task.kind == "classification":
         names = zip(task.source, class_colours(len(task.source)), strict=True)
@@ -304,13 +304,14 @@ def number_figure(checkpoints: Sequence[Checkpoint], task: Task) -> Figure:
         task: What was learned.
     """
     figure, axes = _columns(checkpoints, [1, 1], 8.0)
+    ends: list[float] = []
     for (above, below), checkpoint in zip(axes.T, checkpoints, strict=True):
         rows = labelled(checkpoint.target, task)
         y = np.asarray(checkpoint.target.labels, np.float64)[rows]
         mean, log_variance = (v[rows] for v in physical(checkpoint.target, task))
         sigma = np.exp(log_variance / 2)
         shown = some(len(y), 500)
-        _line_of_one(above, y, mean)
+        ends += [y.min(), y.max(), mean.min(), mean.max()]
         look = {"fmt": "o", "markersize": 3, "elinewidth": 0.6, "alpha": 0.6}
         above.errorbar(y[shown], mean[shown], sigma[shown], color=OKABE_ITO[0], **look)
         above.set_xlabel("true", fontsize=9)
@@ -318,14 +319,11 @@ def number_figure(checkpoints: Sequence[Checkpoint], task: Task) -> Figure:
         below.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
         below.plot(inside, np.arange(1, len(inside) + 1) / len(inside), color=OKABE_ITO[1], linewidth=1.5)
         below.set(xlabel="central interval", xlim=(0, 1), ylim=(0, 1))
+    for above in axes[0]:
+        above.plot([min(ends), max(ends)], [min(ends), max(ends)], color="0.5", linewidth=0.8)
     axes[0, 0].set_ylabel("predicted", fontsize=9)
     axes[1, 0].set_ylabel("share of truths inside", fontsize=9)
     return figure
-
-
-def _line_of_one(axis: Axes, y: Values, mean: Values) -> None:
-    ends = [min(y.min(), mean.min()), max(y.max(), mean.max())]
-    axis.plot(ends, ends, color="0.5", linewidth=0.8)
 
 
 def _erf_levels(z: Values) -> Values:

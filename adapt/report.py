@@ -21,7 +21,6 @@ from skyshift.adapt.figures import confusion_figure, curve_figure, latent_figure
 from skyshift.adapt.metrics import classification, open_set, regression
 from skyshift.adapt.metrics.bootstrap import LEVEL, RESAMPLES, Drawn, gap_closed, multiplicities
 from skyshift.adapt.report_scores import (
-    Bound,
     Checkpoint,
     Part,
     ReportError,
@@ -52,17 +51,20 @@ class Report:
         level: Of the intervals.
         resamples: Bootstrap samples.
         seed: Of bootstrap, folds and embeddings.
+        bound_validations: Bound to what it says of its source's validation part, for temperature and threshold; without
+            it the numbers that need these are left out.
     """
 
     title: str
     task: Task
     checkpoints: Sequence[Checkpoint]
-    bounds: Mapping[str, Bound] = field(default_factory=dict)
+    bounds: Mapping[str, Part] = field(default_factory=dict)
     notes: Sequence[str] = ()
     threshold: float | None = None
     level: float = LEVEL
     resamples: int = RESAMPLES
     seed: int = 0
+    bound_validations: Mapping[str, Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.checkpoints or len({c.choice for c in self.checkpoints}) < len(self.checkpoints):
@@ -71,15 +73,13 @@ class Report:
             raise ReportError(
                 f"level must lie between 0 and 1 and resamples be at least 1, not {self.level} and {self.resamples}"
             )
-        if not set(self.bounds) <= {SOURCE_ONLY, TARGET_SUPERVISED}:
+        if not {*self.bounds, *self.bound_validations} <= {SOURCE_ONLY, TARGET_SUPERVISED}:
             raise ReportError(f"bounds are {SOURCE_ONLY} and {TARGET_SUPERVISED}, not {', '.join(self.bounds)}")
         for checkpoint in self.checkpoints:
             for name in ("source_validation", "source", "target"):
                 check_labels(getattr(checkpoint, name), self.task, f"{checkpoint.title}, {name}")
         first = self.checkpoints[0].target
-        targets = {c.title: c.target for c in self.checkpoints} | {
-            name: bound.target for name, bound in self.bounds.items()
-        }
+        targets = {c.title: c.target for c in self.checkpoints} | dict(self.bounds)
         for name, part in targets.items():
             check_labels(part, self.task, name)
             same = list(part.names) == list(first.names) and np.array_equal(
@@ -110,11 +110,12 @@ class Report:
         found = {
             c.title: measure(c.target, self.task, self.settings[c.title], weights, self.level) for c in self.checkpoints
         }
-        for name, bound in self.bounds.items():
-            fitted, validation = Setting(threshold=self.threshold or float("inf")), bound.source_validation
+        for name, part in self.bounds.items():
+            validation = self.bound_validations.get(name)
+            fitted = Setting(threshold=float("inf") if self.threshold is None else self.threshold)
             if validation is not None:
                 fitted = Setting.fitted(validation, self.task, self.threshold)
-            found[name] = measure(bound.target, self.task, fitted, weights, self.level)
+            found[name] = measure(part, self.task, fitted, weights, self.level)
             if validation is None:
                 absent = ("ece_scaled",) if self.threshold is not None else ("ece_scaled", *THRESHOLDED)
                 found[name] = {metric: value for metric, value in found[name].items() if metric not in absent}

@@ -118,19 +118,6 @@ class Checkpoint:
         }[self.choice]
 
 
-@dataclass(frozen=True)
-class Bound:
-    """A bound: a classifier of the same target maps.
-
-    Attributes:
-        target: Test part of the target, the same maps in the same order.
-        source_validation: For temperature and threshold; without it the numbers that need these are left out.
-    """
-
-    target: Part
-    source_validation: Part | None = None
-
-
 def labelled(part: Part, task: Task) -> NDArray[np.bool_]:
     """(n,) maps whose label is known, of a known or an unknown class."""
     labels = np.asarray(part.labels)

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from sklearn import metrics as sk
 
 from skyshift.adapt.report import Report
-from skyshift.adapt.report_scores import Bound, Checkpoint, Part, ReportError
+from skyshift.adapt.report_scores import Checkpoint, Part, ReportError
 from skyshift.adapt.task import Task
 
 OPEN = Task("classification", ("spiral", "elliptical", "merger"), ("spiral", "elliptical", "lens"))
@@ -42,11 +42,12 @@ def checkpoint(choice, strength, **options):
 @pytest.fixture(scope="module")
 def report():
     bounds = {
-        "source-only": Bound(part(120, 1.0, 3)),
-        "target-supervised": Bound(part(120, 6.0, 3), part(80, 6.0, 2, unknown_share=0.0)),
+        "source-only": part(120, 1.0, 3),
+        "target-supervised": part(120, 6.0, 3),
     }
+    validations = {"target-supervised": part(80, 6.0, 2, unknown_share=0.0)}
     checkpoints = [checkpoint("validator", 2.0), checkpoint("last", 1.5), checkpoint("oracle", 2.5)]
-    return Report("toy", OPEN, checkpoints, bounds, notes=("of toys",), resamples=200)
+    return Report("toy", OPEN, checkpoints, bounds, notes=("of toys",), resamples=200, bound_validations=validations)
 
 
 def test_numbers_are_those_of_scikit_learn(report):
@@ -152,8 +153,8 @@ def test_numbers_in_their_own_unit(tmp_path):
 
     target = numbers(2000, 0.25, 1)
     c = Checkpoint("validator", 5, numbers(30, 0.25, 2), numbers(30, 0.25, 3), target, "dev")
-    bounds = {"source-only": Bound(dataclasses.replace(target, logits=target.logits + np.array([0.5, 0.0]))),
-              "target-supervised": Bound(target)}  # fmt: skip
+    bounds = {"source-only": dataclasses.replace(target, logits=target.logits + np.array([0.5, 0.0])),
+              "target-supervised": target}  # fmt: skip
     found = Report("toy", NUMBERS, [c], bounds, resamples=100)
     # .25 of a scale of 2; standard errors of 2,000 residuals 1.6 %, and of shares 1 % and .5 %.
     assert found.target[c.title]["rmse"].value == pytest.approx(0.5, rel=0.06)
@@ -171,13 +172,13 @@ def test_numbers_in_their_own_unit(tmp_path):
 def test_what_does_not_fit_is_refused():
     c = checkpoint("last", 2.0)
     with pytest.raises(ReportError, match="other target maps"):
-        Report("toy", OPEN, [c], {"source-only": Bound(part(120, 1.0, 4))})
+        Report("toy", OPEN, [c], {"source-only": part(120, 1.0, 4)})
     with pytest.raises(ReportError, match="one checkpoint of each choice"):
         Report("toy", OPEN, [c, c])
     with pytest.raises(ReportError, match="Did you mean 'oracle'"):
         dataclasses.replace(c, choice="oracel")
     with pytest.raises(ReportError, match="bounds are source-only and target-supervised"):
-        Report("toy", OPEN, [c], {"best": Bound(c.target)})
+        Report("toy", OPEN, [c], {"best": c.target})
     with pytest.raises(ReportError, match="there are 3 outputs, the task has 2"):
         Report("toy", Task("classification", ("a", "b"), ("a", "b")), [c])
     with pytest.raises(ReportError, match="labels run from"):
