@@ -154,7 +154,18 @@ ALONE = """
     run("one_cyclegan", "cyclegan", batch_size=4)
     run("alone", batch_size=4, steps=4, resume=True)
 """
-METHODS = "pix2pix cyclegan cut fastcut diffusion bridge flow normalizing_flow vae regression".split()
+METHODS = [
+    "pix2pix",
+    "cyclegan",
+    "cut",
+    "fastcut",
+    "diffusion",
+    "bridge",
+    "flow",
+    "normalizing_flow",
+    "vae",
+    "regression",
+]
 QUIET = {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
@@ -267,7 +278,12 @@ def test_processes_end_together(runs):
 def test_the_shipped_launch_file_runs_the_command(tiny_store, tmp_path, repository):
     """Validated, sampled and evaluated; then read by one process, which translates."""
     launcher = repository / "configs" / "accelerate" / "gpu_fsdp.yaml"
-    small = ["--training.steps=2", "--training.batch_size=2", "--training.sample_every=2", "--training.validate_every=2"]
+    small = [
+        "--training.steps=2",
+        "--training.batch_size=2",
+        "--training.sample_every=2",
+        "--training.validate_every=2",
+    ]
     split = "--data.split={train: 0.5, validation: 0.2, test: 0.3, seed: 0}"
     launch(
         [
