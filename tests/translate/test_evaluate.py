@@ -512,9 +512,9 @@ def test_training_on_two_processes_evaluates_on_both(run, tiny_store, tmp_path):
     quiet = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     again = ["--config", str(run.with_suffix(".yaml")), "--evaluation", "true", "--resume", "true"]
+    again += ["--output", str(folder), "--training.batch_size", "1"]  # of two processes: what it began with
     done = subprocess.run(
-        [*launch, str(tmp_path / "world.py"), str(tmp_path), str(folder), *again]
-        + ["--output", str(folder), "--training.batch_size", "1"],  # of two processes: the batches that it began with
+        [*launch, str(tmp_path / "world.py"), str(tmp_path), str(folder), *again],
         env={**os.environ, **quiet},
         capture_output=True,
         text=True,
