@@ -280,11 +280,11 @@ def sweep(config: SweepConfig) -> Path:
             said = "stopped" if cost is None else f"{cost:.4g}"
         _write(study, output, monitor)
         print(f"trial {trial.number}: {monitor} {said}, {trial.params}", flush=True)
-    if all("error" in trial.user_attrs for trial in study.trials if _counts(trial)):
-        last = study.trials[-1].user_attrs["error"]
+    ended = [trial.user_attrs.get("error") for trial in study.trials if _counts(trial)]
+    if all(ended):
         raise SweepError(
-            f"all {config.trials} trials failed, the last with: {last}. Mend {config.base} or the space and sweep into "
-            f"another output; all messages are in {output / 'trials.json'}"
+            f"all {len(ended)} trials failed, the last with: {ended[-1]}. Mend {config.base} or the space and sweep "
+            f"into another output; all messages are in {output / 'trials.json'}"
         )
     return _write(study, output, monitor)
 

@@ -88,8 +88,8 @@ class Watch:
             return ""
         return (
             f"training.monitor: {self.monitor} was not finite in any of {self.since} validations, so that no "
-            "checkpoint is the best. Look at the validation values in log.jsonl: choose another monitor if it alone is missing; "
-            "else lower training.learning_rate or set training.clip"
+            "checkpoint is the best. Look at the validation values in log.jsonl: choose another monitor if it alone is "
+            "missing; else lower training.learning_rate or set training.clip"
         )
 
     def state(self) -> dict[str, Any]:
