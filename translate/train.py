@@ -181,7 +181,8 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         write_text(Path(config.output) / "config.yaml", text)
     checkpoint = trainer.run()
     checkpoint = best(Path(config.output)) or checkpoint
-    if config.evaluation and trainer.accelerator.is_main_process:
+    if config.evaluation:
+        # All processes share the work: alone, the main one could keep them waiting until their patience ends.
         # Maps are evaluated in float32, whatever precision they were trained in.
         # What this very configuration named is trusted.
         output = Path(config.output) / "evaluation"
@@ -190,11 +191,13 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
             store=store,
             output=output,
             trust_remote_code=True,
+            distributed=True,
             source=config.data.source,
             target=config.data.target,
         )
-        print(judged.table())
-        print(f"checkpoint: {checkpoint}\nfigures and table: {output}")
+        if trainer.accelerator.is_main_process:
+            print(judged.table())
+            print(f"checkpoint: {checkpoint}\nfigures and table: {output}")
     trainer.accelerator.wait_for_everyone()
     return checkpoint
 
