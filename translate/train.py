@@ -116,6 +116,32 @@ def _require_same_data(checkpoint: Path, translation: Translation) -> None:
             )
 
 
+def make_method(config: TrainConfig, data: TranslationData) -> TranslationMethod:
+    """The method with its first weights, its losses on physical maps and what its output keeps.
+
+    Raises:
+        SkyshiftError: They do not go together with the data.
+    """
+    set_seed(config.training.seed)  # the same weights on every process
+    method = config.method(*config.data.channels)
+    if method.needs_pairs and not config.data.paired:
+        raise SkyshiftError(f"{type(method).__name__} learns from pairs; set data.paired true or choose another method")
+    translation = data.translation
+    if config.data.domains and (config.physics.active or config.conserve.total):
+        raise SkyshiftError("physics and conserve are of one target domain; with data.domains leave them out")
+    if config.physics.active:
+        if not config.data.paired:
+            raise SkyshiftError("physics compares with the target of the same view; set data.paired true")
+        if not method.takes_physics:
+            raise SkyshiftError(
+                f"{type(method).__name__} makes no estimate in training that physics could judge: set the weights of "
+                "physics to 0, or take vae"
+            )
+        method.physics = PhysicsTerms(config.physics, [channel.scaling for channel in translation.target])
+    method.conservation = conservation(config.conserve, translation.source, translation.target)
+    return method
+
+
 def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     """Train, and evaluate.
 
@@ -143,23 +169,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         )
     if found:
         _require_same_data(found, data.translation)
-    set_seed(config.training.seed)  # the same weights on every process
-    method = config.method(*config.data.channels)
-    if method.needs_pairs and not config.data.paired:
-        raise SkyshiftError(f"{type(method).__name__} learns from pairs; set data.paired true or choose another method")
-    translation = data.translation
-    if config.data.domains and (config.physics.active or config.conserve.total):
-        raise SkyshiftError("physics and conserve are of one target domain; with data.domains leave them out")
-    if config.physics.active:
-        if not config.data.paired:
-            raise SkyshiftError("physics compares with the target of the same view; set data.paired true")
-        if not method.takes_physics:
-            raise SkyshiftError(
-                f"{type(method).__name__} makes no estimate in training that physics could judge: set the weights of "
-                "physics to 0, or take vae"
-            )
-        method.physics = PhysicsTerms(config.physics, [channel.scaling for channel in translation.target])
-    method.conservation = conservation(config.conserve, translation.source, translation.target)
+    method = make_method(config, data)
     text = yaml.safe_dump(plain, sort_keys=False)
 
     def describe(folder: Path) -> None:
@@ -203,7 +213,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
 
 
 def batch_sizes(config: TrainConfig) -> Path:
-    """Try batch sizes with steps of this very run, without training it; see :mod:`skyshift.batch_size`.
+    """Try batch sizes with steps of this very run, losses and all, without training it; see :mod:`skyshift.batch_size`.
 
     Returns:
         ``batch_size.json`` in the output folder, with the chosen size and all trials.
@@ -213,8 +223,7 @@ def batch_sizes(config: TrainConfig) -> Path:
 
     def steps_of(size: int) -> Iterator[None]:
         training = replace(config.training, batch_size=size, validate_every=0, patience=0)
-        set_seed(training.seed)
-        method = config.method(*config.data.channels)
+        method = make_method(config, data)
         with tempfile.TemporaryDirectory() as work:
             trainer = Trainer(method, lambda plan: data.loader(training, plan), training, Path(work))
             accelerator = trainer.accelerator

@@ -223,11 +223,35 @@ class Trainer:
         return self._last_checkpoint()
 
     def trial_steps(self, batches: Iterator[Batch]) -> Iterator[None]:
-        """Optimizer steps that leave nothing behind but changed weights, to be timed; one for each item."""
+        """Optimizer steps that leave nothing behind but changed weights, to be timed; one for each item.
+
+        The first is of this process alone and leaves the weights as they are: what it needs in memory is that of a
+        step, and where it fails no other process waits for it. Divided weights ask for the others all the same.
+        """
         self.method.train()
+        self._step_alone(batches)
+        yield
         while True:
             self._optimizer_step(batches, StopSignal())
             yield
+
+    def _step_alone(self, batches: Iterator[Batch]) -> None:
+        """Activations, gradients and optimizer states of a step at a learning rate of zero."""
+        wrapped, self.networks = self.networks, {player: getattr(self.method, player) for player in self.networks}
+        self._micro_step(next(batches))
+        self.networks = wrapped
+        self._seen.clear()
+        scaler = self.accelerator.scaler
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0  # every step sets it
+            if scaler:
+                scaler.step(optimizer)
+            else:
+                optimizer.step()
+            optimizer.zero_grad()
+        if scaler:
+            scaler.update()
 
     def _optimizer_step(self, batches: Iterator[Batch], stop: StopSignal) -> list[dict[str, Tensor]]:
         """One step of every player; what each micro-batch has to log."""
