@@ -5,8 +5,9 @@
 
 The weights, γ and β among them, learn from labelled source maps alone. In every step the encoder also reads the
 target's maps, without loss and gradient, so that its batch normalisations learn the target's mean and variance; these
-serve when the target is predicted. What shifts and stretches the features of one survey against those of the other (sensitivity,
-background, noise) is taken out layer by layer, without any knob to turn. What a class looks like must stay the same.
+serve when the target is predicted. What shifts and stretches the features of one survey against those of
+the other (sensitivity, background, noise) is taken out layer by layer, without any knob to turn. What a class looks
+like must stay the same.
 
 The statistics are running averages (momentum of the layers), over all processes. They depend on which classes a batch
 of the target holds: in proportions unlike the source's they are off.
