@@ -103,7 +103,8 @@ class AdaptationMethod(Method):
         """Called once before the first step, for methods that remember the target's maps one by one.
 
         Args:
-            target_views: (n,) int64, sorted numbers of the target's training views; batches name theirs in ``target_view``.
+            target_views: (n,) int64, sorted numbers of the target's training views; batches name theirs in
+                ``target_view``.
         """
 
     @property
