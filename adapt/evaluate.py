@@ -130,13 +130,15 @@ class _Judge:
 
     def checkpoint(self, choice: Any, folder: Path, monitor: str, validators: Mapping[str, float]) -> Checkpoint:
         """All parts of one checkpoint."""
-        adapter = Adapter.from_pretrained(folder, trust_remote_code=self.trusted)
-        source, made = self.data.source, []
-        for name in ("validation", "test"):
-            views = source.parts[name]
-            labels = source.of_views(self.data.source_labels, views)
-            made.append(_part(self.data, source, views, adapter(source.store, views, side="source"), labels))
-        return Checkpoint(choice, _step(folder), made[0], made[1], self.target(folder), monitor, validators)
+        validation, test = self.source(folder, "validation"), self.source(folder, "test")
+        return Checkpoint(choice, _step(folder), validation, test, self.target(folder), monitor, validators)
+
+    def source(self, folder: Path, part: str) -> Part:
+        """One part of the source."""
+        adapter, source = Adapter.from_pretrained(folder, trust_remote_code=self.trusted), self.data.source
+        views = source.parts[part]
+        labels = source.of_views(self.data.source_labels, views)
+        return _part(self.data, source, views, adapter(source.store, views, side="source"), labels)
 
     def oracle(self, found: Sequence[Path]) -> Path | None:
         """The checkpoint that is best on the target's validation part by its labels, where there are some."""
@@ -218,13 +220,15 @@ def evaluate_run(
     if oracle is not None:
         metric = "balanced accuracy" if data.task.kind == "classification" else "mean squared error"
         made.append(judge.checkpoint("oracle", oracle, metric, logged.get(_step(oracle), {})))
+    limits = {name: find_adaptation(folder) for name, folder in (bounds or {}).items()}
     report = Report(
         f"{run}: {data.source.store.path} to {data.target.store.path}",
         data.task,
         made,
-        {name: judge.target(find_adaptation(folder)) for name, folder in (bounds or {}).items()},
+        {name: judge.target(folder) for name, folder in limits.items()},
         _notes(data, prior_shift),
         resamples=resamples,
+        bound_validations={name: judge.source(folder, "validation") for name, folder in limits.items()},
     )
     folder = Path(output) if output else run / "evaluation"
     report.write(folder, embeddings=embeddings)
