@@ -91,7 +91,7 @@ class AdaptationMethod(Method):
             outputs: (n, outputs).
             labels: (n,) class numbers, or numbers in units of the task's scale. Class numbers below 0 do not count.
         """
-        outputs = outputs.float()
+        outputs = outputs.to(self.class_weights.dtype)  # that of the weights: no loss is taken in half precision
         if self.task.kind == "regression":
             mean, log_variance = outputs[:, 0], outputs[:, 1].clamp(-10.0, 10.0)
             return 0.5 * (log_variance + (labels.float() - mean) ** 2 * torch.exp(-log_variance)).mean()
