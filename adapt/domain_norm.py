@@ -14,9 +14,8 @@ half a batch each do what one does with the whole. Every process runs a training
 same time, or all wait for each other. Micro-batches are normalised each by itself, as everywhere.
 
 All domains lie in one parameter (domains, channels). A domain that a step does not see gets a gradient of exactly zero,
-not none: data parallelism, which waits for a gradient of every parameter, is not kept waiting. The backward pass keeps
-copies of the running statistics: data parallelism writes to these buffers before each forward pass, and a step has a
-forward pass for each domain before its backward pass.
+not none: data parallelism, which waits for a gradient of every parameter, is not kept waiting. An optimizer's weight
+decay still acts on it.
 
 References:
     Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167.
@@ -151,17 +150,15 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         domain = self._current()
         pair = min(domain, len(self.weight) - 1) if self.affine else 0
         weight, bias = (self.weight[pair], self.bias[pair]) if self.affine else (None, None)
+        running_mean, running_var = self.running_mean[domain], self.running_var[domain]  # views, which training updates
         if not self.training:
-            mean, variance = self.running_mean[domain], self.running_var[domain]
-            out = F.batch_norm(maps, mean, variance, weight, bias, False, 0.0, self.eps)
+            out = F.batch_norm(maps, running_mean, running_var, weight, bias, False, 0.0, self.eps)
         else:
             factor = self._count(domain)
             if processes() > 1:
                 out = self._over_processes(maps, domain, factor, weight, bias)
             else:
-                mean, variance = self.running_mean[domain].clone(), self.running_var[domain].clone()
-                out = F.batch_norm(maps, mean, variance, weight, bias, True, factor, self.eps)
-                self._keep(domain, mean, variance)
+                out = F.batch_norm(maps, running_mean, running_var, weight, bias, True, factor, self.eps)
         result: Tensor = self.act(self.drop(out))
         return result
 
@@ -169,11 +166,6 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         """Count a batch; the weight that it has in the running statistics."""
         self.num_batches_tracked[domain] += 1
         return 1.0 / float(self.num_batches_tracked[domain]) if self.momentum is None else self.momentum
-
-    @torch.no_grad()
-    def _keep(self, domain: int, mean: Tensor, variance: Tensor) -> None:
-        self.running_mean[domain].copy_(mean)
-        self.running_var[domain].copy_(variance)
 
     def _over_processes(
         self, maps: Tensor, domain: int, factor: float, weight: Tensor | None, bias: Tensor | None
@@ -190,11 +182,8 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         variance = all_reduce((centred**2).sum((0, 2, 3))) / n
         with torch.no_grad():
             unbiased = variance * (n / (n - 1).clamp(min=1))
-            self._keep(
-                domain,
-                torch.lerp(self.running_mean[domain], mean.to(self.running_mean.dtype), factor),
-                torch.lerp(self.running_var[domain], unbiased.to(self.running_var.dtype), factor),
-            )
+            self.running_mean[domain].lerp_(mean.to(self.running_mean.dtype), factor)
+            self.running_var[domain].lerp_(unbiased.to(self.running_var.dtype), factor)
         scale = torch.rsqrt(variance + self.eps) if weight is None else weight * torch.rsqrt(variance + self.eps)
         out = centred * scale[:, None, None]
         return (out if bias is None else out + bias[:, None, None]).to(maps.dtype)

@@ -5,6 +5,7 @@ domains have markers. Bands and bars are central bootstrap intervals over whole 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import erf
 
 from skyshift.adapt.metrics import calibration, classification
-from skyshift.adapt.metrics.latent import MOST, TITLES, embed, some
+from skyshift.adapt.metrics.latent import TITLES, embed, some
 from skyshift.adapt.metrics.open_set import with_unknown
 from skyshift.adapt.report_scores import Checkpoint, Part, Setting, labelled, physical, probabilities
 from skyshift.adapt.task import Task
@@ -24,19 +25,25 @@ Values = NDArray[np.float64]
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito, without yellow and black: safe for colour-blind readers."""
-TOL = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499")
-"""Paul Tol's muted scheme, for more classes."""
+PETROFF = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+"""Of up to ten classes: Petroff 2021, arXiv:2107.02270."""
 UNKNOWN, UNLABELLED = "black", "0.72"
 MARKERS = {"source": "o", "target": "^"}
 CURVE_SAMPLES = 300
 """Bootstrap samples of a band, at the most."""
+SHOWN = 600
+"""Maps of each domain in a picture of the space of features, at the most."""
+BANDS = 5
+"""Curves in a panel that have a band each, at the most."""
+LEAST = 5
+"""Maps of a bin of which a share is shown."""
 WIDTH = 4.0
 
 
 def class_colours(count: int) -> list[str]:
     """One colour a class."""
-    if count <= len(TOL):
-        return list(OKABE_ITO[:count] if count <= len(OKABE_ITO) else TOL[:count])
+    if count <= len(PETROFF):
+        return list(OKABE_ITO[:count] if count <= len(OKABE_ITO) else PETROFF[:count])
     return [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0, 1, count))]
 
 
@@ -46,9 +53,24 @@ def _title(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.title}, step {checkpoint.step}" + (f"\n({how})" if how else "")
 
 
-def _columns(checkpoints: Sequence[Checkpoint], rows: int, height: float, **share: bool) -> tuple[Figure, NDArray]:
+def _columns(
+    checkpoints: Sequence[Checkpoint],
+    heights: Sequence[float],
+    height: float,
+    *,
+    sharex: bool = False,
+    sharey: bool = True,
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure and its axes (rows, checkpoints), rows of these relative heights, with titles."""
     figure = Figure(figsize=(WIDTH * len(checkpoints) + 0.4, height), layout="constrained")
-    axes = figure.subplots(rows, len(checkpoints), squeeze=False, **share)
+    axes = figure.subplots(
+        len(heights),
+        len(checkpoints),
+        squeeze=False,
+        sharex=sharex,
+        sharey="row" if sharey else False,
+        height_ratios=heights,
+    )
     for axis, checkpoint in zip(axes[0], checkpoints, strict=True):
         axis.set_title(_title(checkpoint), fontsize=10)
     return figure, axes
@@ -68,7 +90,7 @@ def confusion_figure(checkpoints: Sequence[Checkpoint], task: Task, settings: Ma
     """
     names = [*task.source, *(["unknown"] if task.unknown else [])]
     K = len(names)
-    figure, axes = _columns(checkpoints, 1, max(3.4, 1.6 + 0.5 * K), sharey=True)
+    figure, axes = _columns(checkpoints, [1], 4.6)
     for axis, checkpoint in zip(axes[0], checkpoints, strict=True):
         part = checkpoint.target
         rows = labelled(part, task) & (np.asarray(part.labels) < K)
@@ -104,9 +126,7 @@ def reliability_figure(
         weights: (samples, n), bootstrap multiplicities of the target maps.
         level: Of the bars.
     """
-    figure, axes = _columns(checkpoints, 2, 5.2, sharex=True, sharey="row")  # type: ignore[arg-type]
-    for axis in axes[1]:
-        axis.set_box_aspect(0.3)
+    figure, axes = _columns(checkpoints, [3, 1], 5.4, sharex=True)
     for (axis, below), checkpoint in zip(axes.T, checkpoints, strict=True):
         rows = _known(checkpoint.target, task)
         labels, T = np.asarray(checkpoint.target.labels)[rows], settings[checkpoint.title].temperature
@@ -117,16 +137,16 @@ def reliability_figure(
             drawn = calibration.reliability(labels, p, weights[:, rows])[1]
             low, high = _band(drawn, level)
             ece = float(calibration.expected_calibration_error(labels, p))
-            colour, full = OKABE_ITO[number], count > 0
+            colour, full = OKABE_ITO[number], count >= LEAST
             bars = np.stack([np.maximum(y - low, 0), np.maximum(high - y, 0)])[:, full]
             look = {"color": colour, "marker": "os"[number], "markersize": 4, "linewidth": 1.2}
             axis.errorbar(x[full], y[full], bars, label=f"{name}: ECE {ece:.3f}", capsize=2, elinewidth=0.8, **look)
             edges = np.linspace(0, 1, calibration.BINS + 1)
             below.stairs(count / max(1.0, count.sum()), edges, color=colour, linewidth=1.3, linestyle="-:"[number])
-        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axis.legend(fontsize=8, loc="upper left")
+        axis.set(xlim=(0, 1), ylim=(-0.02, 1.02))
+        axis.legend(fontsize=8, loc="lower right" if checkpoint.target.logits.shape[1] > 2 else "upper left")
         below.set_xlabel("confidence", fontsize=9)
-    axes[0, 0].set_ylabel("share that is right", fontsize=9)
+    axes[0, 0].set_ylabel(f"share that is right\n(bins of {LEAST} maps or more)", fontsize=9)
     axes[1, 0].set_ylabel("share of maps", fontsize=9)
     return figure
 
@@ -154,8 +174,31 @@ def _scores(part: Part, task: Task) -> dict[str, tuple[NDArray[np.bool_], NDArra
     return found
 
 
+def _areas(name: str, areas: Sequence[Values]) -> str:
+    return f"{name}: {areas[0]:.3f}, {areas[1]:.3f}"
+
+
+def _curve(
+    axes: Sequence[Axes],
+    grid: Values,
+    lines: Sequence[Values],
+    samples: Sequence[Values] | None,
+    level: float,
+    colour: str,
+    style: str,
+    label: str,
+    width: float = 1.5,
+) -> None:
+    for number, (axis, line) in enumerate(zip(axes, lines, strict=True)):
+        axis.plot(grid, line, color=colour, linestyle=style, linewidth=width, label=label)
+        if samples is not None:
+            axis.fill_between(grid, *_band(samples[number], level), color=colour, alpha=0.18, linewidth=0)
+
+
 def curve_figure(checkpoints: Sequence[Checkpoint], task: Task, weights: Values, level: float) -> Figure:
-    """ROC above, precision-recall below, each class of the target against the rest, with bands.
+    """ROC above, precision-recall below, each class of the target against the rest.
+
+    Up to :data:`BANDS` classes have a band each; of more, their mean has one.
 
     Args:
         checkpoints: A column each.
@@ -163,28 +206,32 @@ def curve_figure(checkpoints: Sequence[Checkpoint], task: Task, weights: Values,
         weights: (samples, n), bootstrap multiplicities of the target maps.
         level: Of the bands.
     """
-    figure, axes = _columns(checkpoints, 2, 8.2, sharey=True)
+    figure, axes = _columns(checkpoints, [1, 1], 8.0)
     grid = np.linspace(0, 1, 201)
     for (roc, pr), checkpoint in zip(axes.T, checkpoints, strict=True):
         roc.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-        for number, (name, (rows, positive, score, colour)) in enumerate(_scores(checkpoint.target, task).items()):
+        scores = _scores(checkpoint.target, task)
+        drawn = []
+        for number, (name, (rows, positive, score, colour)) in enumerate(scores.items()):
             y, s, w = positive[rows], score[rows], weights[:CURVE_SAMPLES, rows]
             if not y.any() or y.all():
                 continue
-            values = classification.area_under_roc(y, s), classification.average_precision(y, s)
-            lines, drawn = classification.curves(y, s, grid), classification.curves(y, s, grid, w)
-            for axis, line, samples, value in zip((roc, pr), lines, drawn, values, strict=True):
-                style = ("-", "--", ":", "-.")[number % 4]
-                axis.plot(grid, line, color=colour, linestyle=style, linewidth=1.5, label=f"{name}: {value:.3f}")
-                low, high = _band(samples, level)
-                axis.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
+            areas = classification.area_under_roc(y, s), classification.average_precision(y, s)
+            lines, samples = classification.curves(y, s, grid), classification.curves(y, s, grid, w)
+            few = len(scores) <= BANDS or name == "unknown"
+            style = ("-", "--", ":", "-.")[number % 4]
+            _curve((roc, pr), grid, lines, samples if few else None, level, colour, style, _areas(name, areas))
             pr.axhline(y.mean(), color=colour, linewidth=0.7, alpha=0.7, linestyle=(0, (1, 3)))
-        roc.set(xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
-        pr.set(xlabel="completeness (recall)", xlim=(0, 1), aspect="equal")
-        roc.legend(fontsize=8, loc="lower right", title="AUROC", title_fontsize=8)
-        pr.legend(fontsize=8, loc="lower left", title="AUPRC (dots: by chance)", title_fontsize=8)
+            if name != "unknown":
+                drawn.append((lines, samples, areas))
+        if len(scores) > BANDS and drawn:
+            lines, samples, areas = (np.mean([entry[i] for entry in drawn], axis=0) for i in range(3))
+            _curve((roc, pr), grid, lines, samples, level, "0.25", "-", _areas("mean over classes", areas), 2.5)
+        roc.set(xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01))
+        pr.set(xlabel="completeness (recall)", xlim=(0, 1), ylim=(0, 1.01))
+        roc.legend(fontsize=8, loc="lower right", title="area under ROC, precision-recall", title_fontsize=8)
     axes[0, 0].set_ylabel("true positive rate", fontsize=9)
-    axes[1, 0].set_ylabel("purity (precision)", fontsize=9)
+    axes[1, 0].set_ylabel("purity (precision); dots: by chance", fontsize=9)
     return figure
 
 
@@ -204,12 +251,12 @@ def latent_figure(checkpoints: Sequence[Checkpoint], task: Task, kind: str = "ts
         kind: One of :data:`skyshift.adapt.metrics.latent.EMBEDDINGS`.
         seed: Of the embedding and of the choice of maps, where there are more than it takes.
     """
-    figure, axes = _columns(checkpoints, 1, 4.6)
+    figure, axes = _columns(checkpoints, [1], 4.6, sharey=False)  # each space has coordinates of its own
     points = None
     shown: set[str] = set()
     for axis, checkpoint in zip(axes[0], checkpoints, strict=True):
         parts = {"source": checkpoint.source, "target": checkpoint.target}
-        rows = {name: some(len(part), MOST // 2, seed) for name, part in parts.items()}
+        rows = {name: some(len(part), SHOWN, seed) for name, part in parts.items()}
         y = embed(np.concatenate([part.features[rows[name]] for name, part in parts.items()]), kind, seed)
         start = 0
         for name, part in parts.items():
@@ -226,8 +273,7 @@ def latent_figure(checkpoints: Sequence[Checkpoint], task: Task, kind: str = "ts
             # Hollow triangles for the target, so that markers are told apart where they lie on each other.
             face = {"c": colours} if name == "source" else {"facecolors": "none", "edgecolors": colours}
             axis.scatter(*at.T, **(look | face | ({"linewidths": 0} if name == "source" else {})))
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         axis.set_xlabel(f"{TITLES[kind]} 1", fontsize=9)
     axes[0, 0].set_ylabel(f"{TITLES[kind]} 2", fontsize=9)
     if points is not None:
@@ -239,7 +285,7 @@ def latent_figure(checkpoints: Sequence[Checkpoint], task: Task, kind: str = "ts
 def _latent_legend(figure: Figure, task: Task, shown: set[str]) -> None:
     handles = [
         Line2D([], [], color="0.3", marker=MARKERS[n], linestyle="", markersize=6, label=n,
-               markerfacecolor="0.3" if n == "source" else "none") for n in MARKERS
+               markerfacecolor="none" if n == "target" and task.kind == "classification" else "0.3") for n in MARKERS
     ]  # fmt: skip
     if task.kind == "classification":
         names = zip(task.source, class_colours(len(task.source)), strict=True)
@@ -257,29 +303,27 @@ def number_figure(checkpoints: Sequence[Checkpoint], task: Task) -> Figure:
         checkpoints: A column each.
         task: What was learned.
     """
-    figure, axes = _columns(checkpoints, 2, 8.0, sharey="row")  # type: ignore[arg-type]
+    figure, axes = _columns(checkpoints, [1, 1], 8.0)
+    ends: list[float] = []
     for (above, below), checkpoint in zip(axes.T, checkpoints, strict=True):
         rows = labelled(checkpoint.target, task)
         y = np.asarray(checkpoint.target.labels, np.float64)[rows]
         mean, log_variance = (v[rows] for v in physical(checkpoint.target, task))
         sigma = np.exp(log_variance / 2)
         shown = some(len(y), 500)
-        _line_of_one(above, y, mean)
+        ends += [y.min(), y.max(), mean.min(), mean.max()]
         look = {"fmt": "o", "markersize": 3, "elinewidth": 0.6, "alpha": 0.6}
         above.errorbar(y[shown], mean[shown], sigma[shown], color=OKABE_ITO[0], **look)
         above.set_xlabel("true", fontsize=9)
         inside = np.sort(np.abs(_erf_levels((mean - y) / sigma)))
         below.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
         below.plot(inside, np.arange(1, len(inside) + 1) / len(inside), color=OKABE_ITO[1], linewidth=1.5)
-        below.set(xlabel="central interval", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        below.set(xlabel="central interval", xlim=(0, 1), ylim=(0, 1))
+    for above in axes[0]:
+        above.plot([min(ends), max(ends)], [min(ends), max(ends)], color="0.5", linewidth=0.8)
     axes[0, 0].set_ylabel("predicted", fontsize=9)
     axes[1, 0].set_ylabel("share of truths inside", fontsize=9)
     return figure
-
-
-def _line_of_one(axis: Axes, y: Values, mean: Values) -> None:
-    ends = [min(y.min(), mean.min()), max(y.max(), mean.max())]
-    axis.plot(ends, ends, color="0.5", linewidth=0.8)
 
 
 def _erf_levels(z: Values) -> Values:

@@ -32,7 +32,7 @@ from skyshift.adapt.report_scores import (
     physical,
     probabilities,
 )
-from skyshift.adapt.report_table import SMALLER, SOURCE_ONLY, TARGET_SUPERVISED, table
+from skyshift.adapt.report_table import NO_ORDER, SMALLER, SOURCE_ONLY, TARGET_SUPERVISED, THRESHOLDED, table
 from skyshift.adapt.task import Task
 from skyshift.files import write_json, write_text, write_whole
 
@@ -51,6 +51,8 @@ class Report:
         level: Of the intervals.
         resamples: Bootstrap samples.
         seed: Of bootstrap, folds and embeddings.
+        bound_validations: Bound to what it says of its source's validation part, for temperature and threshold; without
+            it the numbers that need these are left out.
     """
 
     title: str
@@ -62,6 +64,7 @@ class Report:
     level: float = LEVEL
     resamples: int = RESAMPLES
     seed: int = 0
+    bound_validations: Mapping[str, Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.checkpoints or len({c.choice for c in self.checkpoints}) < len(self.checkpoints):
@@ -70,7 +73,7 @@ class Report:
             raise ReportError(
                 f"level must lie between 0 and 1 and resamples be at least 1, not {self.level} and {self.resamples}"
             )
-        if not set(self.bounds) <= {SOURCE_ONLY, TARGET_SUPERVISED}:
+        if not {*self.bounds, *self.bound_validations} <= {SOURCE_ONLY, TARGET_SUPERVISED}:
             raise ReportError(f"bounds are {SOURCE_ONLY} and {TARGET_SUPERVISED}, not {', '.join(self.bounds)}")
         for checkpoint in self.checkpoints:
             for name in ("source_validation", "source", "target"):
@@ -107,11 +110,15 @@ class Report:
         found = {
             c.title: measure(c.target, self.task, self.settings[c.title], weights, self.level) for c in self.checkpoints
         }
-        # A bound has no validation part here: it is judged as it is, and its unknown classes at the first's threshold.
-        plain = Setting(1.0, next(iter(self.settings.values())).threshold)
         for name, part in self.bounds.items():
-            found[name] = measure(part, self.task, plain, weights, self.level)
-            found[name].pop("ece_scaled", None)
+            validation = self.bound_validations.get(name)
+            fitted = Setting(threshold=float("inf") if self.threshold is None else self.threshold)
+            if validation is not None:
+                fitted = Setting.fitted(validation, self.task, self.threshold)
+            found[name] = measure(part, self.task, fitted, weights, self.level)
+            if validation is None:
+                absent = ("ece_scaled",) if self.threshold is not None else ("ece_scaled", *THRESHOLDED)
+                found[name] = {metric: value for metric, value in found[name].items() if metric not in absent}
         return found
 
     @cached_property
@@ -133,10 +140,8 @@ class Report:
         """Checkpoint to metric to the share of the gap that it closes; empty without both bounds."""
         if set(self.bounds) < {SOURCE_ONLY, TARGET_SUPERVISED}:
             return {}
-        return {c.title: {m: self._gap(c.title, m) for m in self.metrics if self._has_gap(m)} for c in self.checkpoints}
-
-    def _has_gap(self, metric: str) -> bool:
-        return metric not in ("bias", "coverage_68", "coverage_95", "ece_scaled")
+        both = [m for m in self.metrics if all(m in self.target[name] for name in self.bounds) and m not in NO_ORDER]
+        return {c.title: {m: self._gap(c.title, m) for m in both} for c in self.checkpoints}
 
     def _gap(self, title: str, metric: str) -> Drawn:
         bounds = self.target[SOURCE_ONLY][metric], self.target[TARGET_SUPERVISED][metric]

@@ -141,7 +141,7 @@ def check_labels(part: Part, task: Task, where: str) -> None:
             )
 
 
-def probabilities(logits: Values, temperature: float = 1.0) -> Values:
+def probabilities(logits: NDArray[np.floating], temperature: float = 1.0) -> Values:
     """(n, classes) softmax at a temperature."""
     return np.asarray(softmax(logits / temperature, axis=1))
 

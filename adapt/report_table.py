@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 SOURCE_ONLY, TARGET_SUPERVISED = "source-only", "target-supervised"
 SMALLER = ("ece", "ece_scaled", "rmse", "mae", "nll", "outliers")
 """Metrics of which less is better."""
+NO_ORDER = ("bias", "coverage_68", "coverage_95")
+"""Metrics of which neither more nor less is better."""
+THRESHOLDED = ("os_star", "unk", "h_score")
+"""Metrics that need a threshold of the unknown score."""
 
 TITLES: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -48,9 +52,9 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def number(drawn: Drawn | None, sign: str = "") -> str:
+def number(drawn: Drawn | None, sign: str = "", needs_interval: bool = False) -> str:
     """Value and interval; a dash where there is none."""
-    if drawn is None or np.isnan(drawn.value):
+    if drawn is None or np.isnan(drawn.value) or (needs_interval and np.isnan(drawn.interval[0])):
         return "–"
     low, high = drawn.interval
     interval = "" if np.isnan(low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
@@ -62,9 +66,15 @@ def _plain(value: float) -> str:
 
 
 def _drawn_rows(
-    columns: Sequence[str], rows: Sequence[str], found: Mapping[str, Mapping[str, Drawn]], sign: str = ""
+    columns: Sequence[str],
+    rows: Sequence[str],
+    found: Mapping[str, Mapping[str, Drawn]],
+    sign: str = "",
+    needs_interval: bool = False,
 ) -> list[list[str]]:
-    return [[TITLES[row], *(number(found[column].get(row), sign) for column in columns)] for row in rows]
+    return [
+        [TITLES[row], *(number(found[column].get(row), sign, needs_interval) for column in columns)] for row in rows
+    ]
 
 
 def table(report: "Report") -> str:
@@ -120,10 +130,10 @@ def _gaps(report: "Report") -> str:
         rows = _drawn_rows(titles, [m for m in report.metrics if m in lower], gains, "+")
         parts += ["## Difference from source-only, paired", _markdown(["metric", *(heads[t] for t in titles)], rows)]
     if report.gaps:
-        rows = _drawn_rows(titles, list(report.gaps[titles[0]]), report.gaps)
+        rows = _drawn_rows(titles, list(report.gaps[titles[0]]), report.gaps, needs_interval=True)
         parts += [
             "## Gap closed\n\n(method − source-only) / (target-supervised − source-only); a dash where "
-            "target-supervised is not better, no interval where too many samples have no gap.",
+            "target-supervised is not better than source-only in nearly all bootstrap samples: there is no gap.",
             _markdown(["metric", *(heads[t] for t in titles)], rows),
         ]
     return "\n\n".join(parts)
@@ -178,8 +188,8 @@ def _facts(report: "Report") -> str:
 
 def _notes(report: "Report") -> list[str]:
     intervals = (
-        f"Intervals: {report.level:.0%}, {report.resamples} bootstrap samples of whole objects, the same for all columns. "
-        "They hold the scatter of the test maps, not that of training."
+        f"Intervals: {report.level:.0%}, {report.resamples} bootstrap samples of whole objects, the same for all "
+        "columns. They hold the scatter of the test maps, not that of training."
     )
     notes = [intervals]
     if report.task.kind == "classification":

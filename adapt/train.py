@@ -145,7 +145,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     if method.classification_only and data.task.kind == "regression":
         raise TaskError(f"{name} works on classes; for a regression take source_only, fine_tune, mmd, dann or adda")
     method.steps = training.steps
-    method.prepare(data.target.parts["train"])
+    method.prepare(torch.from_numpy(data.target.parts["train"]))
     if launch_state().is_main_process:
         warn_of_ranges(data)
     text = yaml.safe_dump(plain, sort_keys=False)
@@ -168,7 +168,8 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         from skyshift.adapt.evaluate import evaluate_run
 
         report = evaluate_run(output, data=data, trust_remote_code=True)  # what this configuration named is trusted
-        print(report)
+        print(report.table())
+        print(f"checkpoint: {checkpoint}\nreport: {output / 'evaluation'}")
     trainer.accelerator.wait_for_everyone()
     return checkpoint
 

@@ -3,8 +3,8 @@
 After every ``window`` optimizer steps the accuracy on the source maps of the window is compared with the best so far.
 ``patience`` windows in a row without a better one are a standstill; then the next of the steps +0.3, -0.3, +0.5, -0.5
 is tried, added to both ρ and m. Where accuracy becomes better than ever the values that did so are kept, and the next
-standstill starts from them; else it starts from the old ones. Labels of the target are never looked at. Accuracy that is
-perfect moves nothing, for no value could then be told from a better one.
+standstill starts from them; else it starts from the old ones. Labels of the target are never looked at. Accuracy that
+is perfect moves nothing, for no value could then be told from a better one.
 
     ρ₀ = ½ log K,    m₀ = 0.4 for K ≤ 5 classes, else 1.3;    0 ≤ ρ ≤ log K, m ≥ 0
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from skyshift.adapt.gathering import gathered_constant
+from skyshift.errors import SkyshiftError
 
 STEPS = (0.3, -0.3, 0.5, -0.5)
 """What is added to ρ and m, in turn, nats."""
@@ -40,10 +41,11 @@ class ActiveTuner(nn.Module):
     idle: Tensor
     trial: Tensor
     counts: Tensor
-    last_step: Tensor
 
     def __init__(self, classes: int, margin: float | None = None, window: int = 100, patience: int = 3) -> None:
         super().__init__()
+        if window < 1 or patience < 0:
+            raise SkyshiftError(f"the tuner needs window ≥ 1 and patience ≥ 0, not {window} and {patience}")
         self.window, self.patience, self.highest = window, patience, math.log(classes)
         start = (0.4 if classes <= 5 else 1.3) if margin is None else margin
         self.register_buffer("threshold", torch.tensor(self.highest / 2))
@@ -53,7 +55,7 @@ class ActiveTuner(nn.Module):
         self.register_buffer("idle", torch.tensor(0))
         self.register_buffer("trial", torch.tensor(0))
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))  # right, seen
-        self.register_buffer("last_step", torch.tensor(0))
+        self._step = -1
 
     @torch.no_grad()
     def begin(self, step: int) -> None:
@@ -62,11 +64,11 @@ class ActiveTuner(nn.Module):
         Args:
             step: Number of the optimizer step.
         """
-        if self.patience and step != int(self.last_step) and step % self.window == 0 and int(self.counts[1]):
+        if self.patience and step != self._step and step % self.window == 0 and int(self.counts[1]):
             right, seen = self.counts.tolist()
             self._judge(right / seen)
             self.counts.zero_()
-        self.last_step.fill_(step)
+        self._step = step
 
     @torch.no_grad()
     def see(self, outputs: Tensor, labels: Tensor) -> None:

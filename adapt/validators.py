@@ -15,7 +15,8 @@ predicted probabilities of n target maps over K classes, H the entropy in nats a
 and w(z) = p_target(z) / p_source(z) from a logistic regression that tells the domains apart, asked about maps that it
 has not been fitted on; its strength of regularisation is the one that predicts best. :data:`DIRECTIONS` says which way
 is better. None is right everywhere: entropy, mutual information and bnm reward confident mistakes, and the last two
-expect balanced classes; snd falls for a classifier that sees one class alone.
+expect balanced classes; snd falls for a classifier that sees one class alone; dev means little where the domains lie
+apart in the features, for then no source map tells of the target.
 
 Target labels have no place in :class:`Predicted`, and a validator by the name of a labelled metric is refused.
 
@@ -34,7 +35,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -207,12 +207,14 @@ def density_ratio(source: NDArray[np.floating], target: NDArray[np.floating], se
     x = np.concatenate([source, target]).astype(np.float64)
     domain = np.repeat([0, 1], [n, m])
     folds = StratifiedKFold(min(FOLDS, n, m), shuffle=True, random_state=seed)
-    found = []
+    sign = np.where(domain == 1, 1.0, -1.0)
+    found: dict[float, Values] = {}
     for C in PENALTIES:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
-        found.append(cross_val_predict(model, x, domain, cv=folds, method="predict_log_proba"))
-    log_p = min(found, key=lambda value: float(log_loss(domain, np.exp(value))))[:n]
-    return np.asarray(np.exp(log_p[:, 1] - log_p[:, 0]) * (n / m))
+        log_odds = cross_val_predict(model, x, domain, cv=folds, method="decision_function")
+        found[float(np.logaddexp(0.0, -sign * log_odds).mean())] = log_odds
+    # Domains that lie far apart have odds beyond any use; they stay finite.
+    return np.exp(np.clip(found[min(found)][:n], -50.0, 50.0)) * (n / m)
 
 
 def control_variate(weights: Values, losses: Values) -> float:

@@ -239,7 +239,10 @@ def quality_figure(results: Mapping[str, Mapping[str, list[dict[str, float]]]]) 
             axis.axvline(np.mean([row[metric] for row in rows["L1 U-Net"]]), color="0.7", lw=0.8, zorder=0)
             if better < 0:
                 axis.set_xscale("log")
-                axis.xaxis.set_major_locator(LogLocator(numticks=4))
+                low, high = axis.get_xlim()
+                few = high / low < 30  # less than a decade and a half: its decades alone would be one label or none
+                axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=5))
+                axis.xaxis.set_major_formatter("{x:g}")
                 axis.xaxis.set_minor_formatter(NullFormatter())
             axis.set_xlabel(f"{title} ({'→' if better > 0 else '←'} better)", fontsize=8)
             axis.set_yticks(range(len(names)), names, fontsize=8)

@@ -314,11 +314,24 @@ def shared_work(judge: Judge, views: Views, size: int, state: PartialState | Non
 
     Returns:
         The same on every process.
+
+    Raises:
+        SkyshiftError: A map of any process cannot be judged; every process raises it, so that none waits.
     """
     chunks = [views[start : start + size] for start in range(0, len(views), size)]
     process, processes = (state.process_index, state.num_processes) if state else (0, 1)
-    done = [(number, judge.chunk(chunks[number])) for number in range(process, len(chunks), processes)]
+    done: list[tuple[int, dict[str, Any]]] = []
+    failed: list[str] = []
+    try:
+        done = [(number, judge.chunk(chunks[number])) for number in range(process, len(chunks), processes)]
+    except SkyshiftError as error:
+        if processes == 1:
+            raise
+        failed = [str(error)]
     if processes > 1:
+        failed = gather_object(failed)
+        if failed:
+            raise SkyshiftError(failed[0])
         done = gather_object(done)
     return dict(joined([part for _, part in sorted(done, key=lambda entry: entry[0])]))
 

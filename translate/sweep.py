@@ -17,8 +17,9 @@ Every trial is a training run of its own process in ``output/trial_0000`` and so
 trial that at a validation is worse than the median of the others at that step is stopped. Trials are proposed by
 Optuna's tree-structured Parzen estimator. The study is a journal in ``output/journal.log``: a sweep that is started
 again goes on (if it compares the same runs: only ``trials``, ``prune`` and ``seed`` may change), and a trial that was
-cut short is run again with the same settings. The best trial's whole configuration is ``output/best.yaml``, all trials
-are in ``output/trials.json``.
+cut short is run again with the same settings. A trial that fails (a loss that is not finite, say, or a monitored value
+that never is finite) counts, with its message, and the sweep goes on; only where all of them fail is that an error. The
+best trial's whole configuration is ``output/best.yaml``, all trials are in ``output/trials.json``.
 
 References:
     Akiba et al. 2019, Optuna: A Next-generation Hyperparameter Optimization Framework, arXiv:1907.10902.
@@ -57,6 +58,10 @@ POLL = 0.2
 
 class SweepError(SkyshiftError):
     """A sweep cannot be made."""
+
+
+class TrialError(SweepError):
+    """A trial failed."""
 
 
 @dataclass
@@ -164,7 +169,7 @@ def _run(config: SweepConfig, trial: "optuna.Trial", folder: Path, monitor: str)
     """Train one trial; whether it was stopped for being worse than the others.
 
     Raises:
-        SweepError: The run failed; the message is its own.
+        TrialError: The run failed; the message is its own.
     """
     shutil.rmtree(folder, ignore_errors=True)
     arguments = arguments_of(config, propose(trial, config.space), folder)
@@ -189,12 +194,24 @@ def _run(config: SweepConfig, trial: "optuna.Trial", folder: Path, monitor: str)
                 process.terminate()
                 process.wait()
     if process.returncode and not pruned:
-        raise SweepError(f"trial {trial.number} failed; its last words: {_tail(folder / 'output.txt')}")
+        raise TrialError(_tail(folder / "output.txt"))
     return pruned
 
 
 def _tail(path: Path) -> str:
     return " ".join(path.read_text(encoding="utf-8", errors="replace").split())[-500:]
+
+
+def _best_cost(folder: Path, monitor: str) -> float:
+    """Of the best validation of a trial that came to its end.
+
+    Raises:
+        TrialError: It has no finite value.
+    """
+    costs = [_cost(value, monitor) for _, value in _validations(folder / "log.jsonl", monitor)]
+    if not any(map(math.isfinite, costs)):
+        raise TrialError(f"{monitor} was not finite in any of {len(costs)} validations")
+    return min(costs)
 
 
 def _cost(value: float, monitor: str) -> float:
@@ -227,7 +244,7 @@ def sweep(config: SweepConfig) -> Path:
         The whole configuration of the best trial.
 
     Raises:
-        SweepError: Optuna is missing, the space is wrong, the output is of another sweep, or a trial failed.
+        SweepError: Optuna is missing, the space is wrong, the output is of another sweep, or all trials failed.
     """
     library = import_optuna()
     monitor, output = _checked(config).training.monitor, Path(config.output)
@@ -246,26 +263,42 @@ def sweep(config: SweepConfig) -> Path:
     for trial in study.get_trials(states=(states.RUNNING,)):  # of a sweep that was cut short
         study.tell(trial.number, state=states.FAIL)
         study.enqueue_trial(trial.params)
-    while len(study.get_trials(states=(states.COMPLETE, states.PRUNED))) < config.trials:
+    while sum(map(_counts, study.trials)) < config.trials:
         trial = study.ask()
         folder = output / f"trial_{trial.number:04d}"
         try:
             pruned = _run(config, trial, folder, monitor)
-        except SweepError:
+            cost = None if pruned else _best_cost(folder, monitor)
+        except TrialError as error:
+            trial.set_user_attr("error", str(error))
             study.tell(trial, state=states.FAIL)
-            raise
-        found = list(_validations(folder / "log.jsonl", monitor))
-        cost = min((_cost(value, monitor) for _, value in found), default=math.inf)
-        study.tell(trial, state=states.PRUNED if pruned else states.COMPLETE, values=None if pruned else [cost])
+            said = f"failed ({error})"
+        else:
+            study.tell(
+                trial, state=states.PRUNED if pruned else states.COMPLETE, values=None if cost is None else [cost]
+            )
+            said = "stopped" if cost is None else f"{cost:.4g}"
         _write(study, output, monitor)
-        print(f"trial {trial.number}: {monitor} {'stopped' if pruned else f'{cost:.4g}'}, {trial.params}", flush=True)
+        print(f"trial {trial.number}: {monitor} {said}, {trial.params}", flush=True)
+    ended = [trial.user_attrs.get("error") for trial in study.trials if _counts(trial)]
+    if all(ended):
+        raise SweepError(
+            f"all {len(ended)} trials failed, the last with: {ended[-1]}. Mend {config.base} or the space and sweep "
+            f"into another output; all messages are in {output / 'trials.json'}"
+        )
     return _write(study, output, monitor)
+
+
+def _counts(trial: "optuna.trial.FrozenTrial") -> bool:
+    """Whether a trial came to an end of its own, good or bad; one that was cut short is run again."""
+    return trial.state.name in ("COMPLETE", "PRUNED") or "error" in trial.user_attrs
 
 
 def _write(study: "optuna.Study", output: Path, monitor: str) -> Path:
     """``trials.json``, and ``best.yaml`` once a trial came to its end."""
     rows = [
-        {"trial": t.number, "state": t.state.name.lower(), "cost": t.value, "values": t.params} for t in study.trials
+        {"trial": t.number, "state": t.state.name.lower(), "cost": t.value, "values": t.params, **t.user_attrs}
+        for t in study.trials
     ]
     write_json(output / "trials.json", {"monitor": monitor, "trials": rows})
     best = output / "best.yaml"

@@ -116,6 +116,32 @@ def _require_same_data(checkpoint: Path, translation: Translation) -> None:
             )
 
 
+def make_method(config: TrainConfig, data: TranslationData) -> TranslationMethod:
+    """The method with its first weights, its losses on physical maps and what its output keeps.
+
+    Raises:
+        SkyshiftError: They do not go together with the data.
+    """
+    set_seed(config.training.seed)  # the same weights on every process
+    method = config.method(*config.data.channels)
+    if method.needs_pairs and not config.data.paired:
+        raise SkyshiftError(f"{type(method).__name__} learns from pairs; set data.paired true or choose another method")
+    translation = data.translation
+    if config.data.domains and (config.physics.active or config.conserve.total):
+        raise SkyshiftError("physics and conserve are of one target domain; with data.domains leave them out")
+    if config.physics.active:
+        if not config.data.paired:
+            raise SkyshiftError("physics compares with the target of the same view; set data.paired true")
+        if not method.takes_physics:
+            raise SkyshiftError(
+                f"{type(method).__name__} makes no estimate in training that physics could judge: set the weights of "
+                "physics to 0, or take vae"
+            )
+        method.physics = PhysicsTerms(config.physics, [channel.scaling for channel in translation.target])
+    method.conservation = conservation(config.conserve, translation.source, translation.target)
+    return method
+
+
 def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
     """Train, and evaluate.
 
@@ -143,23 +169,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         )
     if found:
         _require_same_data(found, data.translation)
-    set_seed(config.training.seed)  # the same weights on every process
-    method = config.method(*config.data.channels)
-    if method.needs_pairs and not config.data.paired:
-        raise SkyshiftError(f"{type(method).__name__} learns from pairs; set data.paired true or choose another method")
-    translation = data.translation
-    if config.data.domains and (config.physics.active or config.conserve.total):
-        raise SkyshiftError("physics and conserve are of one target domain; with data.domains leave them out")
-    if config.physics.active:
-        if not config.data.paired:
-            raise SkyshiftError("physics compares with the target of the same view; set data.paired true")
-        if not method.takes_physics:
-            raise SkyshiftError(
-                f"{type(method).__name__} makes no estimate in training that physics could judge: set the weights of "
-                "physics to 0, or take vae"
-            )
-        method.physics = PhysicsTerms(config.physics, [channel.scaling for channel in translation.target])
-    method.conservation = conservation(config.conserve, translation.source, translation.target)
+    method = make_method(config, data)
     text = yaml.safe_dump(plain, sort_keys=False)
 
     def describe(folder: Path) -> None:
@@ -181,7 +191,8 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         write_text(Path(config.output) / "config.yaml", text)
     checkpoint = trainer.run()
     checkpoint = best(Path(config.output)) or checkpoint
-    if config.evaluation and trainer.accelerator.is_main_process:
+    if config.evaluation:
+        # All processes share the work: alone, the main one could keep them waiting until their patience ends.
         # Maps are evaluated in float32, whatever precision they were trained in.
         # What this very configuration named is trusted.
         output = Path(config.output) / "evaluation"
@@ -190,17 +201,19 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
             store=store,
             output=output,
             trust_remote_code=True,
+            distributed=True,
             source=config.data.source,
             target=config.data.target,
         )
-        print(judged.table())
-        print(f"checkpoint: {checkpoint}\nfigures and table: {output}")
+        if trainer.accelerator.is_main_process:
+            print(judged.table())
+            print(f"checkpoint: {checkpoint}\nfigures and table: {output}")
     trainer.accelerator.wait_for_everyone()
     return checkpoint
 
 
 def batch_sizes(config: TrainConfig) -> Path:
-    """Try batch sizes with steps of this very run, without training it; see :mod:`skyshift.batch_size`.
+    """Try batch sizes with steps of this very run, losses and all, without training it; see :mod:`skyshift.batch_size`.
 
     Returns:
         ``batch_size.json`` in the output folder, with the chosen size and all trials.
@@ -210,8 +223,7 @@ def batch_sizes(config: TrainConfig) -> Path:
 
     def steps_of(size: int) -> Iterator[None]:
         training = replace(config.training, batch_size=size, validate_every=0, patience=0)
-        set_seed(training.seed)
-        method = config.method(*config.data.channels)
+        method = make_method(config, data)
         with tempfile.TemporaryDirectory() as work:
             trainer = Trainer(method, lambda plan: data.loader(training, plan), training, Path(work))
             accelerator = trainer.accelerator

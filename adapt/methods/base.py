@@ -14,10 +14,8 @@ The loop gives each process its share of a step. Losses that couple samples go t
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skyshift.adapt.classifier import SOURCE, TARGET, Classifier, Encoder
@@ -93,7 +91,7 @@ class AdaptationMethod(Method):
             outputs: (n, outputs).
             labels: (n,) class numbers, or numbers in units of the task's scale. Class numbers below 0 do not count.
         """
-        outputs = outputs.float()
+        outputs = outputs.to(self.class_weights.dtype)  # that of the weights: no loss is taken in half precision
         if self.task.kind == "regression":
             mean, log_variance = outputs[:, 0], outputs[:, 1].clamp(-10.0, 10.0)
             return 0.5 * (log_variance + (labels.float() - mean) ** 2 * torch.exp(-log_variance)).mean()
@@ -101,11 +99,12 @@ class AdaptationMethod(Method):
         loss = F.cross_entropy(outputs, labels.clamp(min=0), weight=self.class_weights, reduction="none")
         return (loss * known).sum() / len(labels)
 
-    def prepare(self, target_views: NDArray[np.int64]) -> None:
+    def prepare(self, target_views: Tensor) -> None:
         """Called once before the first step, for methods that remember the target's maps one by one.
 
         Args:
-            target_views: Sorted numbers of the target's training views; batches name theirs in ``target_view``.
+            target_views: (n,) int64, sorted numbers of the target's training views; batches name theirs in
+                ``target_view``.
         """
 
     @property

@@ -7,7 +7,9 @@
     L_ES    predictions of the target move away from ρ = ½ log K, outside a margin m = 0.5
 
 It is also what the public code of DeepAstroUDA trains (see :mod:`skyshift.adapt.methods.universal` for what its paper
-says). As there, m = 0.5 separates nothing for 2 classes, whose ρ is 0.35: give a smaller one.
+says). As there, m = 0.5 separates nothing for 2 classes, whose ρ is 0.35: give a smaller one. It was made for encoders
+that are trained on other images first: from random weights unknown maps soon lie as close to a prototype as known ones,
+and are then drawn to it.
 
 References:
     Saito, Kim, Sclaroff & Saenko 2020, Universal Domain Adaptation through Self-Supervision, arXiv:2002.07953.

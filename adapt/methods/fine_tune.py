@@ -21,8 +21,6 @@ References:
 
 from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skyshift.adapt.adapter import Adaptation, find_adaptation
@@ -102,7 +100,7 @@ class FineTune(AdaptationMethod):
         freed = self.blocks is None or distance <= self.blocks
         return self.rate_decay**distance if freed else 0.0
 
-    def prepare(self, target_views: NDArray[np.int64]) -> None:
+    def prepare(self, target_views: Tensor) -> None:
         """Begin with the classifier of the earlier run: its averaged weights, where it has some.
 
         Raises:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from skyshift.adapt.classifier import TARGET
+from skyshift.adapt.classifier import SOURCE, TARGET
 from skyshift.adapt.encoders import SmallCNN
 from skyshift.adapt.losses.ensembling import class_balance, confident, consistency
 from skyshift.adapt.methods.base import AdaptationMethod, MakeEncoder, Prediction, source_loss
@@ -98,7 +98,11 @@ class SelfEnsembling(AdaptationMethod):
         return loss, parts
 
     def predict(self, maps: Tensor, domain: int = TARGET) -> Prediction:
-        """What the teacher says."""
+        """What the teacher says; of sources the student where each domain has its own batch normalisation.
+
+        The teacher sees targets alone, so that its normalisation of sources would be untrained.
+        """
+        by_student = domain == SOURCE and self.classifier.encoder.domains
         with torch.no_grad():
-            features, outputs = self.teacher(maps, domain)
+            features, outputs = (self.classifier if by_student else self.teacher)(maps, domain)
             return Prediction(features.float(), outputs.float(), self.unknown(features.float(), outputs.float()))

@@ -115,6 +115,19 @@ def _cumulated(positive: NDArray[np.bool_], score: Values, weights: Values) -> t
     return found, np.cumsum(w, axis=-1)[..., last] - found
 
 
+def _areas(positive: ArrayLike, score: ArrayLike, weights: ArrayLike | None) -> tuple[Values, Values]:
+    """Both areas, of one sort: two (…)."""
+    s = np.asarray(score, np.float64)
+    y, w = checked(positive, len(s), 2, weights)
+    if not len(s):
+        return np.full(w.shape[:-1], np.nan), np.full(w.shape[:-1], np.nan)
+    TP, FP = _cumulated(y > 0, s, w)
+    gained = np.diff(TP, axis=-1, prepend=0.0)
+    roc = (np.diff(FP, axis=-1, prepend=0.0) * (TP - 0.5 * gained)).sum(-1)
+    precision = np.divide(TP, TP + FP, out=np.zeros_like(TP), where=TP + FP > 0)
+    return ratio(roc, TP[..., -1] * FP[..., -1]), ratio((gained * precision).sum(-1), TP[..., -1])
+
+
 def area_under_roc(positive: ArrayLike, score: ArrayLike, weights: ArrayLike | None = None) -> Values:
     """Chance that a positive object has a higher score than a negative one, equal ones counting half.
 
@@ -126,14 +139,7 @@ def area_under_roc(positive: ArrayLike, score: ArrayLike, weights: ArrayLike | N
     Returns:
         (…); NaN where one side is missing.
     """
-    s = np.asarray(score, np.float64)
-    y, w = checked(positive, len(s), 2, weights)
-    if not len(s):
-        return np.full(w.shape[:-1], np.nan)
-    TP, FP = _cumulated(y > 0, s, w)
-    before = np.concatenate([np.zeros((*FP.shape[:-1], 1)), TP[..., :-1]], axis=-1)
-    steps = np.diff(FP, axis=-1, prepend=0.0)
-    return ratio((steps * 0.5 * (TP + before)).sum(-1), TP[..., -1] * FP[..., -1])
+    return _areas(positive, score, weights)[0]
 
 
 def average_precision(positive: ArrayLike, score: ArrayLike, weights: ArrayLike | None = None) -> Values:
@@ -147,14 +153,7 @@ def average_precision(positive: ArrayLike, score: ArrayLike, weights: ArrayLike 
     Returns:
         (…); NaN where there is no positive object.
     """
-    s = np.asarray(score, np.float64)
-    y, w = checked(positive, len(s), 2, weights)
-    if not len(s):
-        return np.full(w.shape[:-1], np.nan)
-    TP, FP = _cumulated(y > 0, s, w)
-    gained = np.diff(TP, axis=-1, prepend=0.0)
-    precision = np.divide(TP, TP + FP, out=np.zeros_like(TP), where=TP + FP > 0)
-    return ratio((gained * precision).sum(-1), TP[..., -1])
+    return _areas(positive, score, weights)[1]
 
 
 def curves(
@@ -203,7 +202,7 @@ def one_against_rest(
     """
     p = np.asarray(probabilities, np.float64)
     y, w = checked(labels, len(p), p.shape[1], weights)
-    pairs = [(area_under_roc(y == k, p[:, k], w), average_precision(y == k, p[:, k], w)) for k in range(p.shape[1])]
+    pairs = [_areas(y == k, p[:, k], w) for k in range(p.shape[1])]
     return np.stack([a for a, _ in pairs], -1), np.stack([b for _, b in pairs], -1)
 
 

@@ -157,12 +157,13 @@ class Trainer:
             The last checkpoint.
 
         Raises:
-            TrainingError: A loss was not finite, or the run was asked to stop; the message names the last checkpoint.
+            TrainingError: A loss was not finite, the monitored value of all of ``patience`` validations was not, or the
+                run was asked to stop; the message names the last checkpoint.
         """
         training, accelerator = self.training, self.accelerator
         if self.step >= training.steps or (self.watch and self.watch.exhausted):
             accelerator.print(f"{self.folder} is trained already, to step {self.step}")
-            return self._last_checkpoint()
+            return self._ended()
         self._open_log()
         plan = LoaderPlan(
             self.step * training.accumulate,
@@ -204,21 +205,53 @@ class Trainer:
                     )
                 if enough:
                     break
-        if self.step < training.steps and self.watch:
+        if self.step < training.steps and self.watch and not self.watch.hopeless:
             accelerator.print(
                 f"stopped early at step {self.step}: {self.watch.monitor} was best at step {self.watch.step} "
                 f"({self.watch.best}) and {self.watch.since} validations have not been better"
             )
         for tracker in accelerator.trackers:  # not end_training(), which would end the process group as well
             tracker.finish()
+        return self._ended()
+
+    def _ended(self) -> Path:
+        """The last checkpoint, unless validation says that none is worth taking."""
+        if self.watch and (hopeless := self.watch.hopeless):
+            if self.watch.exhausted:
+                raise TrainingError(f"stopped at step {self.step}: {hopeless}. {self._kept()}")
+            self.accelerator.print(f"{hopeless}. {self._kept()}, and is taken")
         return self._last_checkpoint()
 
     def trial_steps(self, batches: Iterator[Batch]) -> Iterator[None]:
-        """Optimizer steps that leave nothing behind but changed weights, to be timed; one for each item."""
+        """Optimizer steps that leave nothing behind but changed weights, to be timed; one for each item.
+
+        The first is of this process alone and leaves the weights as they are: what it needs in memory is that of a
+        step, and where it fails no other process waits for it. Divided weights ask for the others all the same.
+        """
         self.method.train()
+        self._step_alone(batches)
+        yield
         while True:
             self._optimizer_step(batches, StopSignal())
             yield
+
+    def _step_alone(self, batches: Iterator[Batch]) -> None:
+        """Activations, gradients and optimizer states of a step at a learning rate of zero."""
+        wrapped, self.networks = self.networks, {player: getattr(self.method, player) for player in self.networks}
+        self._micro_step(next(batches))
+        self.networks = wrapped
+        self._seen.clear()
+        scaler = self.accelerator.scaler
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0  # every step sets it
+            if scaler:
+                scaler.step(optimizer)
+            else:
+                optimizer.step()
+            optimizer.zero_grad()
+        if scaler:
+            scaler.update()
 
     def _optimizer_step(self, batches: Iterator[Batch], stop: StopSignal) -> list[dict[str, Tensor]]:
         """One step of every player; what each micro-batch has to log."""

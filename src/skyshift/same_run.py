@@ -54,7 +54,7 @@ def require_same_settings(
     except (OSError, AttributeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{checkpoint / 'config.yaml'} cannot be read ({error})") from None
     now = _fixed(plain, places)
-    default = _fixed({name: asdict(section()) for name, section in sections.items()}, places)  # type: ignore[call-overload]
+    default = _fixed({name: asdict(section()) for name, section in sections.items()}, places)
     before = {key: value for key, value in default.items() if key in now} | before  # begun before there was such a key
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):

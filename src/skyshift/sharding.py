@@ -22,7 +22,6 @@ References:
 """
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -74,12 +73,13 @@ class Shards(Replicas):
 
     def __init__(self, accelerator: Accelerator, method: Method) -> None:
         super().__init__(accelerator)
-        # Cropped maps are views. Autograd refuses what the warning is about: a view that is changed in place.
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         self._whole = copy.deepcopy(method).cpu() if accelerator.is_main_process else None
         for player in method.players:
-            for value in getattr(method, player).state_dict().values():
+            network = getattr(method, player)
+            for parameter in network.parameters():
+                parameter.data = parameter.data.contiguous()  # others can be neither sent nor divided
+            for value in network.state_dict().values():
                 torch.distributed.broadcast(value, src=0)
 
     def divide(self, network: nn.Module) -> None:
@@ -94,7 +94,6 @@ class Shards(Replicas):
                     f"the parameter {name} of {type(network).__name__} has no axis along which FSDP could divide it; "
                     "give it the shape (1,), or launch with configs/accelerate/gpu_ddp.yaml"
                 )
-            parameter.data = parameter.data.contiguous()  # others cannot be divided
         for block in blocks(network):
             if next(block.parameters(), None) is not None:
                 fully_shard(block, mesh=self._mesh, reshard_after_forward=True)

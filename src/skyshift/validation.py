@@ -3,7 +3,8 @@
 After every ``validate_every`` steps the averaged weights are judged. A value that is better than all before makes its
 checkpoint the best one, which is kept whatever else is dropped and named in ``best.json``; ``patience`` validations in
 a row without a better value end the run. What has been found is in every checkpoint, so that a resumed run decides as
-the straight one would.
+the straight one would. A value that is not finite is never the best: where none of a run's values is, there is no best
+checkpoint, which ends a run with ``patience`` with an error and is said at the end of one without.
 
 References:
     Prechelt 1998, Early Stopping - But When?, doi:10.1007/3-540-49430-8_3.
@@ -79,6 +80,17 @@ class Watch:
     def exhausted(self) -> bool:
         """Whether to stop."""
         return bool(self.patience) and self.since >= self.patience
+
+    @property
+    def hopeless(self) -> str:
+        """What is wrong where no validation so far gave a finite value; empty where one did, or there was none."""
+        if self.best is not None or not self.since:
+            return ""
+        return (
+            f"training.monitor: {self.monitor} was not finite in any of {self.since} validations, so that no "
+            "checkpoint is the best. Look at the validation values in log.jsonl: choose another monitor if it alone is "
+            "missing; else lower training.learning_rate or set training.clip"
+        )
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -71,7 +71,7 @@ def make_configuration(path, pair, method, **changes):
         "method": method,
         "training": {
             **{"steps": 6, "batch_size": 16, "learning_rate": 0.003, "precision": "no", "average": 0.5, "seed": 0},
-            **{"betas": [0.9, 0.999], "validate_every": 3, "checkpoint_every": 3, "monitor": "source_loss", "keep": 9},
+            **{"betas": [0.9, 0.999], "validate_every": 3, "checkpoint_every": 3, "monitor": "source_loss", "keep": 99},
             **changes.pop("training", {}),
         },
         "output": str(Path(path).parent / "run"),

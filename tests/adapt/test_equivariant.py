@@ -7,10 +7,10 @@ import torch
 
 from skyshift.adapt.classifier import TARGET
 from skyshift.adapt.equivariant import (
+    D4CNN,
     INVERSE,
     ORDER,
     PRODUCT,
-    D4CNN,
     GroupConv,
     Level,
     Lifting,

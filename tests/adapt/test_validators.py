@@ -106,6 +106,14 @@ def test_the_density_ratio_is_that_of_two_normal_distributions():
     assert w.mean() == pytest.approx(1.0, abs=0.06)  # 4,000 weights of variance e − 1: standard error .02
 
 
+def test_domains_far_apart_have_finite_ratios():
+    r = np.random.default_rng(7)
+    w = density_ratio(r.normal(size=(60, 3)), r.normal(1e4, 1.0, size=(60, 3)))
+    assert np.isfinite(w).all()
+    assert w.max() < 0.1
+    assert np.isnan(density_ratio(np.zeros((1, 3)), np.zeros((5, 3)))).all()
+
+
 def test_dev_foretells_the_loss_on_the_target():
     """The loss grows with the feature by which the target lies aside: known labels of the target give the truth."""
     r = np.random.default_rng(5)

@@ -124,6 +124,31 @@ def test_the_averaged_weights_are_judged(tmp_path):
     assert trainer.method.training
 
 
+def test_a_run_whose_value_is_never_finite_ends_with_an_error(tmp_path):
+    """After three validations in a row, and again when it is told to go on; its weights are kept."""
+
+    def nothing(method):
+        return {"distance": float("nan")}
+
+    says = r"stopped at step 3: training\.monitor: distance was not finite in any of 3 validations.*step_0000003"
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match=says):
+            run_of(tmp_path, validate=nothing, resume=resume).run()
+    assert latest(tmp_path).name == "step_0000003"
+    assert best(tmp_path) is None
+
+
+def test_without_patience_it_says_so_at_the_end(tmp_path, capsys):
+    values = iter([float("nan")] * 3 + [float("inf")] * 9)
+    found = run_of(tmp_path / "none", validate=lambda method: {"distance": next(values)}, patience=0).run()
+    assert found.name == "step_0000012"
+    assert (
+        "distance was not finite in any of 12 validations, so that no checkpoint is the best" in capsys.readouterr().out
+    )
+    run_of(tmp_path / "one", patience=0).run()
+    assert "not finite" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("direction", "values", "chosen"),
     [(-1, [3.0, 1.0, 2.0], 2), (1, [3.0, 4.0, 2.0], 2), (0, [-3.0, 2.0, -1.0], 3), (-1, [2.0, float("nan"), 2.0], 1)],

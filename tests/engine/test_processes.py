@@ -140,7 +140,7 @@ def test_launch_files_are_what_accelerate_reads(repository):
     from accelerate.commands.config.config_args import ClusterConfig
 
     found = {path.name: path for path in (repository / "configs" / "accelerate").glob("*.yaml")}
-    assert set(found) == {"cpu_2.yaml", "gpu_1.yaml", "gpu_ddp.yaml", "multi_node.yaml"}
+    assert set(found) == {"cpu_2.yaml", "gpu_1.yaml", "gpu_ddp.yaml", "gpu_fsdp.yaml", "multi_node.yaml"}
     for path in found.values():
         config = ClusterConfig.from_yaml_file(str(path))  # unknown keys are refused
         assert config.num_processes >= 1

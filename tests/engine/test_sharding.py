@@ -20,19 +20,17 @@ RUN = """
     import json, os, signal, sys
     from pathlib import Path
     import torch
+    from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
     from matplotlib.figure import Figure
     from torch.distributed.tensor import DTensor
     from skyshift.engine import Hooks, Trainer, TrainingConfig, TrainingError
-    from skyshift.translate.methods.bridge import Bridge
     from skyshift.translate.methods.cut import CUT
     from skyshift.translate.methods.cyclegan import CycleGAN
     from skyshift.translate.methods.diffusion import Diffusion
-    from skyshift.translate.methods.fastcut import FastCUT
     from skyshift.translate.methods.flow import Flow
     from skyshift.translate.methods.normalizing_flow import NormalizingFlow
     from skyshift.translate.methods.pix2pix import Pix2Pix
-    from skyshift.translate.methods.regression import Regression
     from skyshift.translate.methods.vae import VAE
     from skyshift.translate.networks.conditional_flow import ConditionalFlow
     from skyshift.translate.networks.diffusion_unet import DiffusionUNet
@@ -52,24 +50,22 @@ RUN = """
         "pix2pix": lambda: Pix2Pix(1, 1, generator=unet, discriminator=judge),
         "cyclegan": lambda: CycleGAN(1, 1, generator=resnet, discriminator=judge, buffer_size=4),
         "cut": lambda: CUT(1, 1, generator=unet, discriminator=judge, **features),
-        "fastcut": lambda: FastCUT(1, 1, generator=unet, discriminator=judge, **features),
         "diffusion": lambda: Diffusion(1, 1, denoiser=lambda s, t: DiffusionUNet(s, t, width=8, depth=1)),
-        "bridge": lambda: Bridge(1, 1, denoiser=timed),
         "flow": lambda: Flow(1, 1, velocity=timed),
         "normalizing_flow": lambda: NormalizingFlow(
             1, 1, flow=lambda s, t: ConditionalFlow(s, t, width=8, levels=2, blocks=2)
         ),
         "vae": lambda: VAE(1, 1, autoencoder=lambda s, t: LatentUNet(s, t, width=4, depth=2)),
-        "regression": lambda: Regression(1, 1, generator=resnet),
     }
 
     def sample(number):
         return torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(number))
 
     def trainer_of(name, method="pix2pix", batch_size=2, at=None, happens=None, resume=False, hooks=None, **training):
-        options = {"steps": 3, "precision": "no", "log_every": 1, "checkpoint_every": 2, "average": 0.9, "clip": 0.5,
+        options = {"steps": 2, "precision": "no", "log_every": 1, "checkpoint_every": 2, "average": 0.9, "clip": 0.5,
                    "keep": 9, "accumulate": 2, "learning_rate": 1e-4, "schedule": "constant"}
         config = TrainingConfig(batch_size=batch_size, **{**options, **training})
+        AcceleratorState._reset_state()  # or the first run's precision would be that of all
         set_seed(0)
         def loader(plan):
             assert plan.processes == int(os.environ.get("WORLD_SIZE", "1"))
@@ -96,22 +92,22 @@ RUN = """
 ALL = """
     for method in METHODS:
         run(f"{sys.argv[2]}_{method}", method)
-    run(f"{sys.argv[2]}_bf16", precision="bf16", steps=2, accumulate=1)
+    run(f"{sys.argv[2]}_bf16", precision="bf16", accumulate=1)
 """
 PLAIN = f"""{ALL}
     assert not any(isinstance(p, DTensor) for p in trainer_of("plain").method.parameters())
-    run("back", resume=True, steps=4)
-    run("forth", steps=4, at=4, happens=power_cut)
+    run("forth", steps=3, at=4, happens=power_cut)
+    run("whole", steps=3)
     torch.distributed.destroy_process_group()
 """
 DIVIDED = f"""{ALL}
     run("fsdp_recomputed", checkpoint_activations=True)
-    run("back", steps=4, at=4, happens=power_cut)
-    run("alone", steps=4, at=4, happens=power_cut)
-    run("broken", steps=4, at=4, happens=power_cut)
-    run("broken", steps=4, resume=True)
-    run("forth", steps=4, resume=True)
-    run("longer", steps=4)
+    run("back", steps=3, at=4, happens=power_cut)
+    run("alone", steps=3, at=4, happens=power_cut)
+    run("broken", steps=3, at=4, happens=power_cut)
+    run("broken", steps=3, resume=True)
+    run("forth", steps=3, resume=True)
+    run("longer", steps=3)
 
     # What each process holds: of the weights, of their average, of Adam's moments.
     trainer, _ = run("held", steps=1)
@@ -132,29 +128,33 @@ DIVIDED = f"""{ALL}
         return source
     def bad(plan, source):
         return source * float("nan") if plan.process == 1 else source
-    said = [run("stopped", at=2, happens=asked)[1], run("bad", at=2, happens=bad)[1]]
+    said = [run("stopped", at=0, happens=asked)[1], run("bad", at=2, happens=bad)[1]]
     seen = []
     def validate(method):
         assert not method.training
         seen.append({{name: value.clone() for name, value in method.state_dict().items()}})
-        return {{"error": float(method(torch.ones(1, 1, 16, 16)).mean()) if rank == 0 else 1 / 0}}
+        return {{"error": float(method.translate(torch.ones(1, 1, 16, 16)).mean())}}
     hooks = Hooks(sample=lambda method: Figure(), validate=validate, directions={{"error": -1}})
-    trainer, _ = run("judged", hooks=hooks, validate_every=3, sample_every=3, monitor="error")
+    trainer, _ = run("judged", hooks=hooks, validate_every=2, sample_every=2, monitor="error")
     if rank == 0:
         from safetensors.torch import load_file
-        saved = load_file(out / "judged/checkpoints/step_0000003/average.safetensors")
+        saved = load_file(out / "judged/checkpoints/step_0000002/average.safetensors")
         for name, value in saved.items():
             if name.startswith("module."):
                 assert torch.equal(seen[0][name.removeprefix("module.")], value), name
     (out / f"held_{{rank}}.json").write_text(json.dumps({{"held": held, "said": said, "judged": len(seen)}}))
     torch.distributed.destroy_process_group()
 """
+BACK = """
+    run("back", resume=True, steps=3)
+    torch.distributed.destroy_process_group()
+"""
 ALONE = """
     run("one_pix2pix", batch_size=4)
     run("one_cyclegan", "cyclegan", batch_size=4)
-    run("alone", batch_size=4, steps=4, resume=True)
+    run("alone", batch_size=4, steps=3, resume=True)
 """
-METHODS = "pix2pix cyclegan cut fastcut diffusion bridge flow normalizing_flow vae regression".split()
+METHODS = ["pix2pix", "cyclegan", "cut", "diffusion"]
 QUIET = {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
@@ -176,17 +176,14 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    # Begun by either kind of launch and continued by the other, each in turn.
-    first = PLAIN.replace('run("back", resume=True, steps=4)', "")
-    last = 'run("back", resume=True, steps=4)\ntorch.distributed.destroy_process_group()'
-    for name, kind, script, launcher, environment in (
-        ("plain", "ddp", textwrap.dedent(first), two, {}),
-        ("divided", "fsdp", textwrap.dedent(DIVIDED), two, fsdp),
-        ("last", "ddp", last, two, {}),
-        ("one", "one", textwrap.dedent(ALONE), (), {}),
+    for name, script, kind, launcher, environment in (
+        ("plain", PLAIN, "ddp", two, {}),
+        ("divided", DIVIDED, "fsdp", two, fsdp),
+        ("back", BACK, "ddp", two, {}),
+        ("alone", ALONE, "one", (), {}),
     ):
         path = folder / f"{name}.py"
-        path.write_text(textwrap.dedent(RUN) + script)
+        path.write_text(textwrap.dedent(RUN) + textwrap.dedent(script))
         launch([*launcher, path, folder, kind], ACCELERATE_USE_CPU="true", **environment)
     return folder
 
@@ -198,7 +195,7 @@ def contents(folder):
 
 
 def require_close(mine, wanted):
-    """Of the same names and to 1e-5, a thirtieth of what Adam moves a weight by in three steps of 1e-4.
+    """Of the same names and to 1e-5, a twentieth of what Adam moves a weight by in two steps of 1e-4.
 
     Sums in another order alone make some 1e-7; weights whose gradient is no more than that follow Adam's sign.
     """
@@ -210,7 +207,7 @@ def require_close(mine, wanted):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_divided_weights_train_as_whole_ones(runs, method):
-    """Weights, averages and moments after three clipped steps of two micro-batches each."""
+    """Weights, averages and moments after two clipped steps of two micro-batches each."""
     require_close(contents(runs / f"fsdp_{method}"), contents(runs / f"ddp_{method}"))
 
 
@@ -234,9 +231,10 @@ def test_a_run_goes_on_with_either_launch(runs):
     for name in ("back", "alone", "forth"):
         assert [path.name for path in sorted((runs / name / "checkpoints").iterdir())] == [
             "step_0000002",
-            "step_0000004",
+            "step_0000003",
         ]
-        require_close(contents(runs / name), straight)
+        # Compared with the straight run of the launch that began it, so that both are bit for bit the same until then.
+        require_close(contents(runs / name), contents(runs / "whole") if name == "forth" else straight)
     again = contents(runs / "broken")
     assert again.keys() == straight.keys()
     assert all(torch.equal(again[name], value) for name, value in straight.items())  # bit for bit
@@ -256,18 +254,23 @@ def test_no_process_holds_all_of_anything(runs):
 def test_processes_end_together(runs):
     """One was asked to stop, one had a map that was not finite; and the main one alone judges whole weights."""
     said = [json.loads((runs / f"held_{rank}.json").read_text()) for rank in (0, 1)]
-    assert all("stopped as asked after step 2" in one["said"][0] for one in said)
+    assert all("stopped as asked after step 1" in one["said"][0] for one in said)
     assert "not finite" in said[1]["said"][1] or "is nan at step 1" in said[1]["said"][1]
     assert "in another process's batch" in said[0]["said"][1]
     assert [one["judged"] for one in said] == [1, 0]
-    assert (runs / "judged" / "samples" / "step_0000003.png").is_file()
+    assert (runs / "judged" / "samples" / "step_0000002.png").is_file()
 
 
 @pytest.mark.slow
 def test_the_shipped_launch_file_runs_the_command(tiny_store, tmp_path, repository):
     """Validated, sampled and evaluated; then read by one process, which translates."""
     launcher = repository / "configs" / "accelerate" / "gpu_fsdp.yaml"
-    small = ["--training.steps=2", "--training.batch_size=2", "--training.sample_every=2", "--training.validate_every=2"]
+    small = [
+        "--training.steps=2",
+        "--training.batch_size=2",
+        "--training.sample_every=2",
+        "--training.validate_every=2",
+    ]
     split = "--data.split={train: 0.5, validation: 0.2, test: 0.3, seed: 0}"
     launch(
         [

@@ -274,9 +274,40 @@ def test_another_method_is_refused_and_nothing_is_lost(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_divided_weights_are_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(TrainingError, match=f"asks for {name}, which divides the weights"):
-        run_of(tmp_path)
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "training", "says"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "the launch asks for DEEPSPEED, which this loop does not have"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "the launch asks for MEGATRON_LM"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP of version 1, this loop has version 2"),
+        ({**FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, {}, "does not have fsdp_offload_params: true"),
+        ({**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "training.checkpoint_activations instead"),
+        ({**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}, {}, "does not have fsdp_reshard_after_forward: false"),
+        (FSDP, {"channels_last": True}, "does not have training.channels_last"),
+        (FSDP, {"precision": "fp16"}, "does not have training.precision fp16"),
+    ],
+)
+def test_what_a_launch_cannot_have_is_refused(tmp_path, monkeypatch, environment, training, says):
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingError, match=says):
+        run_of(tmp_path, **training)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_process_has_nothing_to_divide(plain, tmp_path, monkeypatch):
+    for name, value in FSDP.items():
+        monkeypatch.setenv(name, value)
+    run_of(tmp_path, keep=2).run()
+    assert all(torch.equal(value, weights_of(plain)[name]) for name, value in weights_of(tmp_path).items())
+
+
+def test_blocks_of_lists_in_lists_are_found_and_empty_places_are_not():
+    one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    network = nn.Module()
+    network.parts = nn.ModuleList([nn.ModuleList([one, two]), nn.ModuleList([None])])
+    assert list(blocks(network)) == [one, two]

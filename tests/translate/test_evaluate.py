@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import warnings
 
 import numpy as np
@@ -467,6 +468,76 @@ def test_two_processes_give_the_files_of_one(run, tmp_path, shared, repository):
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == FILES
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+WORLD = """
+    import json, sys
+    from pathlib import Path
+    from skyshift.engine import launch_state
+    from skyshift.errors import SkyshiftError
+    from skyshift.translate import evaluate, evaluation_work
+    from skyshift.translate.train import main
+
+    out, run, rank = Path(sys.argv[1]), sys.argv[2], launch_state().process_index
+    judged, chunk, shared_work = [], evaluation_work.Judge.chunk, evaluation_work.shared_work
+    # Chunks of three views, that there be several of so few.
+    evaluate.shared_work = lambda judge, views, size, state: shared_work(judge, views, 3, state)
+
+    def broken(judge, views):
+        if rank == 1:
+            raise SkyshiftError("this map cannot be judged")
+        return chunk(judge, views)
+
+    def seen(judge, views):
+        judged.extend(views.tolist())
+        return chunk(judge, views)
+
+    evaluation_work.Judge.chunk = broken
+    try:
+        evaluate.evaluate(run, distributed=True)
+    except SkyshiftError as error:
+        said = str(error)
+    evaluation_work.Judge.chunk = seen
+    main(sys.argv[3:])
+    (out / f"world_{rank}.json").write_text(json.dumps({"judged": judged, "said": said}))
+"""
+
+
+@pytest.mark.slow
+def test_training_on_two_processes_evaluates_on_both(run, tiny_store, tmp_path):
+    """Each judges its chunks of the test views, and the files are those of one process, bit for bit."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(folder / "evaluation")
+    (tmp_path / "world.py").write_text(textwrap.dedent(WORLD))
+    quiet = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    again = ["--config", str(run.with_suffix(".yaml")), "--evaluation", "true", "--resume", "true"]
+    again += ["--output", str(folder), "--training.batch_size", "1"]  # of two processes: what it began with
+    done = subprocess.run(
+        [*launch, str(tmp_path / "world.py"), str(tmp_path), str(folder), *again],
+        env={**os.environ, **quiet},
+        capture_output=True,
+        text=True,
+        timeout=300,  # processes that wait for each other would end here
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    worlds = [json.loads((tmp_path / f"world_{rank}.json").read_text()) for rank in (0, 1)]
+    # What one process cannot judge, all refuse.
+    assert [world["said"] for world in worlds] == ["this map cannot be judged"] * 2
+    judged = [world["judged"] for world in worlds]
+    assert all(judged)
+    test = split_views(MapStore(tiny_store).catalogue(), Split(**SPLIT))["test"].tolist()
+    assert sorted(judged[0] + judged[1]) == test
+    assert done.stdout.count("figures and table") == 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        evaluate(folder, output=tmp_path / "alone", batch_size=3)
+    finally:
+        torch.set_num_threads(threads)
+    for name in FILES:
+        assert (folder / "evaluation" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
 
 
 def test_other_checkpoints_stand_in_the_same_table(run, tmp_path):

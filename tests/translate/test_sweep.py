@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -128,6 +129,58 @@ def test_a_search_goes_on_with_what_can_be_compared_alone(tiny_store, tmp_path, 
         main(["--config", config])
     assert "is a sweep with another" in capsys.readouterr().err
     assert len(untrained) == 1
+
+
+class Process:
+    """A trial's training: leaves a log, or ends with an error, as its number says."""
+
+    failing: tuple[int, ...] = ()
+    unseen: tuple[int, ...] = ()
+
+    def __init__(self, command, stdout, stderr):
+        folder = Path(command[command.index("--output") + 1])
+        number = int(folder.name.removeprefix("trial_"))
+        self.returncode = int(number in self.failing)
+        if self.returncode:
+            stdout.write("  3/4 steps\nerror: the loss of the generator is nan at step 3\n")
+        value = float("nan") if number in self.unseen else 1.0 + number
+        (folder / "config.yaml").write_text("{}")
+        (folder / "log.jsonl").write_text(json.dumps({"step": 2, "validation/power_error": value}) + "\n")
+
+    def poll(self):
+        return self.returncode
+
+
+def test_a_trial_that_diverges_does_not_end_the_search(tiny_store, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(Process, "failing", (0,))
+    monkeypatch.setattr(Process, "unseen", (1,))
+    monkeypatch.setattr("skyshift.translate.sweep.subprocess.Popen", Process)
+    main(["--config", configuration(tmp_path, tiny_store, trials=4)])
+    rows = json.loads((tmp_path / "sweep" / "trials.json").read_text())["trials"]
+    assert [(row["state"], row["cost"]) for row in rows] == [("fail", None)] * 2 + [
+        ("complete", 3.0),
+        ("complete", 4.0),
+    ]
+    assert "error: the loss of the generator is nan at step 3" in rows[0]["error"]
+    assert rows[1]["error"] == "power_error was not finite in any of 1 validations"
+    assert "error" not in rows[2]
+    assert "trial 0: power_error failed" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "sweep" / "best.yaml").read_text())["evaluation"]
+    main(["--config", configuration(tmp_path, tiny_store, trials=4)])  # is done: trials that failed count
+    assert len(json.loads((tmp_path / "sweep" / "trials.json").read_text())["trials"]) == 4
+
+
+def test_a_search_whose_trials_all_fail_is_an_error(tiny_store, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(Process, "failing", (0, 1))
+    monkeypatch.setattr("skyshift.translate.sweep.subprocess.Popen", Process)
+    with pytest.raises(SystemExit):
+        main(["--config", configuration(tmp_path, tiny_store, trials=2)])
+    said = capsys.readouterr().err
+    assert "all 2 trials failed, the last with: 3/4 steps error: the loss of the generator is nan at step 3" in said
+    assert len(json.loads((tmp_path / "sweep" / "trials.json").read_text())["trials"]) == 2
+    assert not (tmp_path / "sweep" / "best.yaml").exists()
 
 
 @pytest.mark.slow

@@ -7,9 +7,12 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 
+from skyshift.batch_size import Trial
 from skyshift.checkpoint import best
 from skyshift.datasets.loading import Split
 from skyshift.datasets.store import MapStore
+from skyshift.launch import StopSignal
+from skyshift.translate import train as training
 from skyshift.translate.data import DataConfig, TranslationData
 from skyshift.translate.evaluate import METRICS, evaluate
 from skyshift.translate.methods.regression import Regression
@@ -104,6 +107,27 @@ def test_the_batch_size_finder_trains_nothing(tiny_store, tmp_path, capsys):
     assert speeds[facts["batch_size"]] * 1.05 >= max(speeds.values())
     assert f"choose --training.batch_size {facts['batch_size']}" in printed
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["batch_size.json"]
+
+
+def test_the_batch_size_finder_takes_the_steps_of_the_run(tiny_store, tmp_path, monkeypatch):
+    """With its losses on physical maps and what its output keeps, which take memory and time."""
+    seen = []
+
+    class Trainer(training.Trainer):
+        def trial_steps(self, batches):
+            yield (self.method.conservation, self._optimizer_step(batches, StopSignal())[0])
+
+    def find(steps_of, largest):
+        seen.extend(next(steps_of(1)))
+        return [Trial(1, 1.0, 0)]
+
+    monkeypatch.setattr(training, "Trainer", Trainer)
+    monkeypatch.setattr(training, "find_batch_size", find)
+    asked = ["--find_batch_size", "true", "--physics.total", "1", "--conserve.total", "gas"]
+    train_command([*write_config(tmp_path / "run.yaml", tiny_store), *asked])
+    conserved, logged = seen
+    assert conserved is not None
+    assert any("total" in name for name in logged)
 
 
 def test_translations_that_are_not_finite_are_never_the_best(tiny_store):

@@ -186,11 +186,13 @@ def test_another_client_goes_on_where_one_stopped(service, quick, faults, big, t
         pytest.raises(ServiceError, match=r"HTTP 500.*tried 4 times"),
     ):
         fetch(web, part)
-    assert part.read_bytes() == big[: 2 * CHUNK]
+    held = part.read_bytes()  # two chunks, but for what was on its way when the connection was reset
+    assert held
+    assert big[: 2 * CHUNK].startswith(held)
     with Web(service.url, Key(service.key), quick) as web:
         assert fetch(web, part) == big
-    assert service.seen[-1].headers["range"] == f"bytes={2 * CHUNK}-"
-    assert service.seen[-1].sent == len(big) - 2 * CHUNK
+    assert service.seen[-1].headers["range"] == f"bytes={len(held)}-"
+    assert service.seen[-1].sent == len(big) - len(held)
 
 
 def test_bytes_of_two_versions_are_never_joined(web, service, faults, big, tmp_path):
