@@ -263,6 +263,7 @@ TWO = """
     def gradients(make, batch, parallel):
         torch.manual_seed(0)
         method = make().double()
+        method.class_weights = method.class_weights.float()  # the supervised loss is always float32
         network = DDP(method.classifier) if parallel else method.classifier
         batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
         method.loss("classifier", {"classifier": network}, batch, {})[0].backward()
@@ -279,7 +280,7 @@ TWO = """
     half = {k: v[4 * rank : 4 * rank + 4] for k, v in whole.items()}
     for name, make in makers.items():
         for mine, wanted in zip(gradients(make, half, True), alone[name], strict=True):
-            torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=1e-9, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-6, msg=lambda m: f"{name}: {m}")
     dist.destroy_process_group()
     print("the same")
 """
@@ -287,7 +288,7 @@ TWO = """
 
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
-    """Gradients of every distance, with both terms, and statistics of the target; float64, so to rounding."""
+    """Gradients of every distance, with both terms, and statistics of the target, to the rounding of float32."""
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(TWO))
     result = subprocess.run(
