@@ -23,12 +23,14 @@ from skyshift.checkpoint import CheckpointError
 from skyshift.datasets.loading import Split, split_views
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
+from skyshift.translate import evaluation_output, evaluation_work, figures
 from skyshift.translate.baselines import PixelRelation, simple_relations
 from skyshift.translate.evaluate import HEADLINE, METRICS, Evaluation, Options, Yardstick, evaluate, interval, score
 from skyshift.translate.evaluate import main as evaluate_command
 from skyshift.translate.metrics.pretrained import WeightsError
 from skyshift.translate.train import main as train_command
 from skyshift.translate.translation import find_checkpoint
+from skyshift.translate.translator import Translator
 
 SPLIT = {"train": 0.5, "validation": 0.2, "test": 0.3, "seed": 0}
 FILES = ["maps.csv", "maps.parquet", "maps.png", "spectra.png", "structure.png", "summary.json", "table.md"]
@@ -392,6 +394,71 @@ def test_a_store_in_another_unit_is_judged_alike(run, tiny_store, tmp_path):
     # Two roundings to float32 in every pixel, and networks and inverse scalings that enlarge them.
     np.testing.assert_allclose(ours["total_error"], wanted["total_error"], rtol=1e-3)
     np.testing.assert_allclose(ours["psnr"], wanted["psnr"], rtol=1e-4)
+
+
+def test_figures_are_in_the_unit_that_they_name(run, tiny_store, tmp_path, monkeypatch):
+    """Of a store in g/cm² as well: what is judged is in the checkpoint's unit, and so is its truth."""
+    seen = {}
+
+    def spy(module, name, see):
+        drawn = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: see(given) or drawn(*given))
+
+    spy(evaluation_output, "spectra_figure", lambda given: seen.update(spectra=given[-1]))
+    spy(evaluation_output, "structure_figure", lambda given: seen.update(structure=given[-1]))
+    spy(figures, "map_figure", lambda given: seen.update(maps=[panel for row in given[0] for panel in row]))
+    factor = units.Unit("Msun / kpc2").to("g / cm2")
+    path = store_with(tiny_store, tmp_path / "cgs.zarr", {"gas": factor, "hi": factor}, "g / cm2")
+    evaluate(run, store=MapStore(path), output=tmp_path / "out")
+    assert (seen["spectra"], seen["structure"]) == ("Msun / kpc2", "Msun / kpc2")
+    store = MapStore(tiny_store)
+    # Source in the store's own unit; truth, translation and difference in the checkpoint's.
+    assert [panel.unit for panel in seen["maps"][:4]] == ["g / cm2", *["Msun / kpc2"] * 3]
+    truths = store.maps("hi", split_views(store.catalogue(), Split(**SPLIT))["test"])
+    for source, truth, estimate, difference in zip(*[iter(seen["maps"])] * 4, strict=True):
+        # Two roundings to float32.
+        nearest = min(truths, key=lambda one: float(np.abs(one - truth.values).max()))
+        np.testing.assert_allclose(truth.values, nearest, rtol=1e-6)
+        np.testing.assert_array_equal(difference.values, estimate.values - truth.values)
+        assert float(source.values.max()) < 1  # of a gas map, 1e6 and more in Msun / kpc2
+
+
+def test_a_store_without_training_galaxies_is_refused(run, tmp_path):
+    """There is nothing to fit the trivial relations and the dynamic range on."""
+    checkpoint = shutil.copytree(find_checkpoint(run), tmp_path / "checkpoint")
+    facts = json.loads((checkpoint / "translation.json").read_text())
+    facts["provenance"]["split"] |= {"train": 0.0, "validation": 0.5, "test": 0.5}
+    (checkpoint / "translation.json").write_text(json.dumps(facts))
+    with pytest.raises(
+        SkyshiftError, match=r"no views in its train part to fit .* the dynamic range on; name a larger"
+    ):
+        evaluate(checkpoint, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_maps_below_zero_are_judged_as_their_mirror_images_are(run, tiny_store, tmp_path):
+    """A map and its negative have the same signal, the same dynamic range and the same weight in every mean."""
+    negative = MapStore(store_with(tiny_store, tmp_path / "negative.zarr", {"hi": -1}))
+    views = split_views(negative.catalogue(), Split(**SPLIT))
+    found = []
+    for store, sign in ((MapStore(tiny_store), 1), (negative, -1)):
+        translator = Translator.from_pretrained(run)
+        judge = evaluation_work.Judge(
+            store, {"mine": translator}, views["train"], ["psnr"], evaluation_work.Networks(), {}
+        )
+        assert np.sign(judge.truth(judge.channels[0], views["test"]).sum()) == sign
+        found.append((judge.yardstick("hi"), judge.chunk(views["test"])["hi"]))
+    (mirror, wanted), (yardstick, mine) = found
+    assert wanted["lit"].any()
+    np.testing.assert_array_equal(mine["lit"], wanted["lit"])
+    assert yardstick.typical_total == pytest.approx(mirror.typical_total, rel=1e-12)
+    # From the 0.1 % quantile to that of 99.9 %, instead of from zero: the faintest pixels are 1e-7 of the brightest.
+    assert yardstick.data_range == pytest.approx(mirror.data_range, rel=1e-6)
+    # The mean relation of a mirrored target is the mirrored relation.
+    for name in ("total_error", "correlation"):
+        ours, theirs = (part["scores"]["per-pixel mean"][name] for part in (mine, wanted))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_array_equal(np.isfinite(ours), wanted["lit"])
 
 
 def test_another_store_is_said_to_be_one(run, dark):

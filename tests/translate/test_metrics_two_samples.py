@@ -128,6 +128,8 @@ def test_maps_are_stretched_to_grey_images():
     assert images.shape == (1, 1, 64, 64)
     assert (float(images.min()), float(images.max())) == (-1.0, pytest.approx(1.0))
     assert pretrained.stretched(np.zeros((1, 16, 16)), scaling).shape == (1, 1, 64, 64)
+    signed = pretrained.stretched(np.array([[[-100.0, 0.0, 100.0]] * 3]).repeat(32, 1).repeat(32, 2), scaling, True)
+    np.testing.assert_allclose(signed[0, 0, 0, ::32], [-1, 0, 1], atol=1e-6)  # rounding to float32
 
 
 def test_calibration_of_known_posteriors(rng):
