@@ -200,18 +200,20 @@ def said(values: Array) -> str:
     return f"{mean:.3f} ± {half:.3f}" if np.isfinite(half) else f"{mean:.3f}"
 
 
-def figure(found: Mapping[tuple[str, str], Array], bound: Array, lower: Array) -> Figure:
+def figure(
+    found: Mapping[tuple[str, str], Array], bound: Array, lower: Array, sources: list[str], methods: list[str]
+) -> Figure:
     """AUROC of each method by source, with intervals, between the bounds."""
     drawn = Figure(figsize=(7.2, 4.0), layout="constrained")
     axis = drawn.subplots()
-    for number, source in enumerate(SOURCES):
-        for place, method in enumerate(METHODS):
+    for number, source in enumerate(sources):
+        for place, method in enumerate(methods):
             mean, half = interval(found[source, method])
             axis.errorbar(mean, place + 0.22 * (1 - number), xerr=half, fmt="os^"[number], color=f"C{number}", ms=5,
                           label=source if not place else None)  # fmt: skip
     for values, style, name in ((bound, "-", BOUND), (lower, "--", "source only, matched")):
         axis.axvline(values.mean(), color="0.4", ls=style, lw=1, label=name)
-    axis.set_yticks(range(len(METHODS)), list(METHODS))
+    axis.set_yticks(range(len(methods)), methods)
     axis.invert_yaxis()
     axis.set_xlabel("AUROC of FR II against FR I on unseen NVSS objects (mean over seeds, 95 % interval)")
     axis.legend(fontsize=8, title="source: FIRST", title_fontsize=8)
@@ -227,10 +229,10 @@ def claims_of(found: Mapping[tuple[str, str], Array]) -> list[Claim]:
     step, error = interval(found["observed", "source only"] - found["matched", "source only"])
     return [
         Claim(f"AUROC gained over source only on matched FIRST by {name}, less its interval", mean - half, "> 0",
-              mean - half > 0),
+              bool(mean - half > 0)),
         Claim("AUROC gained by observing instead of matching, source only, less its interval", step - error, "> 0",
-              step - error > 0),
-        Claim(f"AUROC of {name}", float(found[chain].mean()), "≥ 0.88", found[chain].mean() >= 0.88),
+              bool(step - error > 0)),
+        Claim(f"AUROC of {name}", float(found[chain].mean()), "≥ 0.88", bool(found[chain].mean() >= 0.88)),
     ]  # fmt: skip
 
 
@@ -239,6 +241,8 @@ def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--steps", type=int, default=300)
     made.add_argument("--seeds", type=int, default=5)
+    made.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="beside source only")
+    made.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES, help="beside matched, observed")
     asked = made.parse_args()
     if not DATA.is_file():
         sys.exit(f"skipped: there is no {DATA}; set SKYSHIFT_SHARED to the folder of the data")
@@ -246,11 +250,13 @@ def main() -> None:
     seeds, steps = (1, 20) if asked.quick else (asked.seeds, asked.steps)
     started = time.process_time()
     found: dict[tuple[str, str], Array] = {}
-    trees: dict[str, list[float]] = {name: [] for name in (*SOURCES, "nvss")}
+    sources = [name for name in SOURCES if name in {*asked.sources, "matched", "observed"}]
+    methods = [name for name in METHODS if name in {*asked.methods, "source only"}]
+    trees: dict[str, list[float]] = {name: [] for name in (*sources, "nvss")}
     bound = []
     with tempfile.TemporaryDirectory() as temporary:
         store = gather(Path(temporary))
-        tasks = [(source, method) for method in METHODS for source in SOURCES]
+        tasks = [(source, method) for method in methods for source in sources]
         values: dict[tuple[str, str], list[float]] = {task: [] for task in tasks}
         for seed in range(seeds):
             for source, method in tasks:
@@ -267,6 +273,11 @@ def main() -> None:
     claims = claims_of(found)
     report(claims, asked.json)
 
+    beam = ""
+    if "raw" in sources:
+        change = lower.mean() - found["raw", "source only"].mean()
+        beam = f"from raw pixels to the beam of the NVSS {change:+.3f}; "
+
     def gap(values: Array) -> str:
         return f"{100 * (values.mean() - lower.mean()) / (upper.mean() - lower.mean()):.0f} %"
 
@@ -278,23 +289,25 @@ def main() -> None:
         "NVSS images of objects that no training saw, of the checkpoint that the loss on held-out FIRST chose; "
         "± is half of the 95 % interval of the mean over seeds.",
         "",
-        f"| method | {' | '.join(SOURCES)} | gap closed on observed |",
-        "|---" * (len(SOURCES) + 2) + "|",
+        f"| method | {' | '.join(sources)} | gap closed on observed |",
+        "|---" * (len(sources) + 2) + "|",
         *(
-            f"| {method} | {' | '.join(said(found[source, method]) for source in SOURCES)} | "
+            f"| {method} | {' | '.join(said(found[source, method]) for source in sources)} | "
             f"{gap(found['observed', method])} |"
-            for method in METHODS
+            for method in methods
         ),
-        f"| extra-trees on pixels | {' | '.join(said(np.array(trees[source])) for source in SOURCES)} | |",
+        f"| extra-trees on pixels | {' | '.join(said(np.array(trees[source])) for source in sources)} | |",
         "",
         f"Bounds: source only on matched FIRST {said(lower)}; {BOUND} {said(upper)} (extra-trees "
         f"{said(np.array(trees['nvss']))}). Gap closed is (method − source only on matched) / ({BOUND} − the same).",
         "",
-        "What differs between the surveys, and what each step of the chain takes out, for source only: from raw pixels "
-        f"to the beam of the NVSS {found['matched', 'source only'].mean() - found['raw', 'source only'].mean():+.3f}; "
-        "from there to its noise, its clipping in flux density and its steps of 1/255 "
+        "What differs between the surveys, and what each step of the chain changes in AUROC, for source only: "
+        f"{beam}from the beam of the NVSS to its noise, its clipping in flux density and its steps of 1/255 "
         f"{found['observed', 'source only'].mean() - found['matched', 'source only'].mean():+.3f}. Not taken out: flux "
         "that FIRST resolves out, which cannot be had from its images, and the field of view, which is that of FIRST.",
+        "",
+        "The chain in the claims is the best of the table by these very numbers: that choice used labels of the target, "
+        "so its gain is an upper bound of what a choice without them would bring.",
         "",
         "| claim | value | bar | holds |",
         "|---|---|---|---|",
@@ -307,7 +320,7 @@ def main() -> None:
         return
     write_text(RESULTS / "adapt.md", "\n".join(lines) + "\n")
     with write_whole(RESULTS / "adapt.png") as side:
-        figure(found, upper, lower).savefig(side, dpi=130)
+        figure(found, upper, lower, sources, methods).savefig(side, dpi=130)
 
 
 if __name__ == "__main__":
