@@ -306,8 +306,8 @@ def main() -> None:
         f"{found['observed', 'source only'].mean() - found['matched', 'source only'].mean():+.3f}. Not taken out: flux "
         "that FIRST resolves out, which cannot be had from its images, and the field of view, which is that of FIRST.",
         "",
-        "The chain in the claims is the best of the table by these very numbers: that choice used labels of the target, "
-        "so its gain is an upper bound of what a choice without them would bring.",
+        "The chain in the claims is the best of the table by these very numbers: that choice used labels of the "
+        "target, so its gain is an upper bound of what a choice without them would bring.",
         "",
         "| claim | value | bar | holds |",
         "|---|---|---|---|",
