@@ -16,9 +16,10 @@ import yaml
 from numpy.typing import NDArray
 
 from skyshift.adapt.classifier import SOURCE, TARGET
+from skyshift.adapt.encoder_weights import without_weights
 from skyshift.adapt.methods.base import AdaptationMethod
 from skyshift.adapt.task import Task, task_from_dict, task_to_dict
-from skyshift.checkpoint import CheckpointError, best, latest, load_tensors, make
+from skyshift.checkpoint import CheckpointError, best, latest, load_average, load_tensors, make, read_description
 from skyshift.datasets.maps import MapError
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
@@ -62,16 +63,10 @@ class Adaptation:
         Raises:
             CheckpointError: It is absent, damaged or of a later version.
         """
+        facts = read_description(folder, "adaptation.json", "adaptation", FORMAT)
         try:
-            facts = json.loads((folder / "adaptation.json").read_text(encoding="utf-8"))
-            if facts["format"] > FORMAT:
-                raise CheckpointError(
-                    f"{folder} has checkpoint format {facts['format']}, this skyshift reads up to {FORMAT}; update it"
-                )
             source, target = (tuple(Channel.from_dict(e) for e in facts[side]) for side in ("source", "target"))
             return cls(task_from_dict(facts["task"]), source, target, facts["provenance"])
-        except FileNotFoundError:
-            raise CheckpointError(f"{folder} is no adaptation checkpoint: it has no adaptation.json") from None
         except SkyshiftError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -156,18 +151,16 @@ class Adapter:
         adaptation = Adaptation.read(folder)
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["method"]
-            made = make(config, trust_remote_code=trust_remote_code)
+            made = make(without_weights(config), trust_remote_code=trust_remote_code)
             method = made(len(adaptation.source), adaptation.task)
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise CheckpointError(f"{folder / 'config.yaml'} names no method that can be made ({error!r})") from None
         if not isinstance(method, AdaptationMethod):
             raise CheckpointError(f"{folder}: {config['class_path']} is no adaptation method")
         try:
-            method.load_state_dict(load_tensors(folder / "model.safetensors")[0], strict=False)
-            if averaged and (folder / "average.safetensors").is_file():
-                weights = load_tensors(folder / "average.safetensors")[0]
-                average = {k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")}
-                method.load_state_dict(average, strict=False)
+            method.load_state_dict(load_tensors(folder / "model.safetensors")[0])
+            if averaged:
+                method.load_state_dict(load_average(folder), strict=False)  # of the averaged players alone
         except RuntimeError as error:
             raise CheckpointError(f"{folder}: the weights do not fit the networks of config.yaml: {error}") from None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

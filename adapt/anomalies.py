@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from skyshift.adapt.data import Side
 from skyshift.adapt.report_scores import Part, Setting
+from skyshift.adapt.sides import Side
 from skyshift.adapt.task import Task
 from skyshift.adapt.unknowns import KnownClusters, anomaly_scores, cluster_unknowns, contact_sheet, rank_anomalies
 from skyshift.datasets.domains import DOMAINS

@@ -1,5 +1,7 @@
 """A classifier: an encoder of maps, and a linear head on its features."""
 
+import abc
+
 from torch import Tensor, nn
 
 from skyshift.errors import SkyshiftError
@@ -8,7 +10,7 @@ SOURCE, TARGET = 0, 1
 """Domains, by the number that encoders with batch normalisation of each domain's own are told."""
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, abc.ABC):
     """What every encoder is: maps in, one vector of features a map out.
 
     Attributes:
@@ -19,6 +21,7 @@ class Encoder(nn.Module):
     width: int
     domains: bool = False
 
+    @abc.abstractmethod
     def forward(self, maps: Tensor, domain: int = SOURCE) -> Tensor:
         """Features of maps.
 
@@ -29,7 +32,6 @@ class Encoder(nn.Module):
         Returns:
             (n, width).
         """
-        raise NotImplementedError
 
     def blocks(self) -> list[nn.Module]:
         """Parts from input to output, which fine-tuning frees from the end."""

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from skyshift.adapt.adapter import Adapter, Predicted, find_adaptation
 from skyshift.adapt.anomalies import report_unknowns
-from skyshift.adapt.data import AdaptData, AugmentConfig, Side, SourceConfig, TargetConfig
+from skyshift.adapt.data import AdaptData, AugmentConfig
 from skyshift.adapt.metrics.calibration import fit_temperature
 from skyshift.adapt.prior_shift import corrected, estimate_prior
 from skyshift.adapt.report import Report
 from skyshift.adapt.report_scores import Checkpoint, Part
 from skyshift.adapt.report_table import SOURCE_ONLY, TARGET_SUPERVISED
+from skyshift.adapt.sides import Side, SourceConfig, TargetConfig
 from skyshift.adapt.splits import SplitConfig
 from skyshift.adapt.task import TaskConfig
 from skyshift.checkpoint import CheckpointError, best, checkpoints, latest

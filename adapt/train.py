@@ -22,11 +22,12 @@ from accelerate.utils import set_seed
 from skyshift import __version__
 from skyshift.adapt.adapter import Adaptation
 from skyshift.adapt.classifier import Encoder
-from skyshift.adapt.data import AdaptData, AugmentConfig, SourceConfig, TargetConfig, warn_of_ranges
+from skyshift.adapt.data import AdaptData, AugmentConfig, warn_of_ranges
 from skyshift.adapt.methods.base import AdaptationMethod
 from skyshift.adapt.methods.source_only import SourceOnly
+from skyshift.adapt.sides import SourceConfig, TargetConfig
 from skyshift.adapt.splits import SplitConfig
-from skyshift.adapt.task import Task, TaskConfig, TaskError
+from skyshift.adapt.task import Task, TaskConfig
 from skyshift.adapt.validation import Validator, directions
 from skyshift.adapt.validators import require_label_free
 from skyshift.checkpoint import CheckpointError, best, see_own_code
@@ -140,10 +141,7 @@ def train(config: TrainConfig, plain: dict[str, Any]) -> Path:
         _require_same_data(found, adaptation)
     set_seed(training.seed)  # the same weights on every process
     method = config.method(len(data.source.domains), data.task)
-    name = type(method).__name__
-    data.task.require_regime(method.regimes, name)
-    if method.classification_only and data.task.kind == "regression":
-        raise TaskError(f"{name} works on classes; for a regression take source_only, fine_tune, mmd, dann or adda")
+    data.task.require_regime(method.regimes, type(method).__name__)
     method.steps = training.steps
     method.prepare(torch.from_numpy(data.target.parts["train"]))
     if launch_state().is_main_process:

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skyshift.adapt.classifier import SOURCE, TARGET
-from skyshift.adapt.data import AdaptData, Side
+from skyshift.adapt.data import AdaptData
 from skyshift.adapt.methods.base import AdaptationMethod
+from skyshift.adapt.sides import Side
 from skyshift.adapt.validators import DIRECTIONS, Predicted, validate, validators
 
 VIEWS = 1024

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyshift.checkpoint import CheckpointError, best, latest, make
+from skyshift.checkpoint import CheckpointError, best, latest, make, read_description
 from skyshift.datasets.domains import DOMAINS
 from skyshift.datasets.scaling import Scaling, scaling_from_dict
 from skyshift.errors import SkyshiftError
@@ -118,12 +118,8 @@ class Translation:
         Raises:
             CheckpointError: It is absent, damaged or of a later version.
         """
+        facts = read_description(folder, "translation.json", "translation", FORMAT)
         try:
-            facts = json.loads((folder / "translation.json").read_text(encoding="utf-8"))
-            if facts["format"] > FORMAT:
-                raise CheckpointError(
-                    f"{folder} has checkpoint format {facts['format']}, this skyshift reads up to {FORMAT}; update it"
-                )
             low, high = facts["pixel_scale_kpc"]
             return cls(
                 tuple(Channel.from_dict(entry) for entry in facts["source"]),
@@ -132,8 +128,6 @@ class Translation:
                 facts["provenance"],
                 tuple(Channel.from_dict(entry) for entry in facts.get("domains", ())),
             )
-        except FileNotFoundError:
-            raise CheckpointError(f"{folder} is no translation checkpoint: it has no translation.json") from None
         except SkyshiftError:
             raise
         except (KeyError, TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from skyshift.checkpoint import CheckpointError, load_tensors
+from skyshift.checkpoint import CheckpointError, load_average, load_tensors
 from skyshift.datasets.maps import MapError, Maps
 from skyshift.datasets.store import MapStore
 from skyshift.errors import SkyshiftError
@@ -134,10 +134,8 @@ class Translator:
                 if not any(key.startswith(f"{name}.") for key in weights):
                     setattr(method, name, None)
             method.load_state_dict(weights)
-            if averaged and (folder / "average.safetensors").is_file():
-                weights = load_tensors(folder / "average.safetensors")[0]
-                average = {k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")}
-                method.load_state_dict(average, strict=False)
+            if averaged:
+                method.load_state_dict(load_average(folder), strict=False)  # of the averaged players alone
         except RuntimeError as error:
             raise CheckpointError(f"{folder}: the weights do not fit the networks of config.yaml: {error}") from None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

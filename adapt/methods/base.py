@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from skyshift.adapt.classifier import SOURCE, TARGET, Classifier, Encoder
 from skyshift.adapt.encoders import SmallCNN
-from skyshift.adapt.task import Regime, Task
+from skyshift.adapt.task import Regime, Task, TaskError
 from skyshift.engine import Batch, Method
 
 MakeEncoder = Callable[[int], Encoder]
@@ -52,6 +52,9 @@ class AdaptationMethod(Method):
         task: What is learned.
         encoder: Makes the encoder.
         dropout: Share of features that the head forgets in training.
+
+    Raises:
+        TaskError: The method needs classes, and the task is a regression.
     """
 
     players: tuple[str, ...] = ("classifier",)
@@ -65,13 +68,18 @@ class AdaptationMethod(Method):
     """Label-set regimes that the method is made for."""
 
     classification_only: bool = False
-    """Whether the method needs classes: a regression is then refused before the work."""
+    """Whether the method needs classes: a regression is then refused."""
 
     steps: int = 1
     """Optimizer steps of the whole run, set by the run, for schedules."""
 
     def __init__(self, channels: int, task: Task, *, encoder: MakeEncoder = SmallCNN, dropout: float = 0.0) -> None:
         super().__init__()
+        if self.classification_only and task.kind != "classification":
+            raise TaskError(
+                f"{type(self).__name__} works on classes, and a regression has none: take source_only, fine_tune, mmd, "
+                "dann or adda"
+            )
         self.channels, self.task = channels, task
         self.classifier = Classifier(encoder(channels), task.outputs, dropout)
         self.register_buffer("class_weights", torch.tensor(task.weights or [1.0] * task.outputs), persistent=False)

@@ -82,8 +82,6 @@ class DANCE(AdaptationMethod):
         margin: float = 0.5,
     ) -> None:
         super().__init__(channels, task, encoder=encoder, dropout=dropout)
-        if task.kind != "classification":
-            raise SkyshiftError("DANCE compares maps with prototypes of classes: task.kind must be classification")
         if not temperature > 0:
             raise SkyshiftError(f"method.temperature must be above 0, not {temperature}")
         width = self.classifier.encoder.width

@@ -28,7 +28,7 @@ from skyshift.adapt.classifier import TARGET
 from skyshift.adapt.encoders import SmallCNN
 from skyshift.adapt.methods.base import AdaptationMethod, MakeEncoder, source_loss
 from skyshift.adapt.task import Task
-from skyshift.checkpoint import CheckpointError, load_tensors
+from skyshift.checkpoint import CheckpointError, load_average, load_tensors
 from skyshift.engine import Batch
 from skyshift.errors import SkyshiftError
 
@@ -115,9 +115,7 @@ class FineTune(AdaptationMethod):
                 f"pretrained: {folder} learned {_described(task)}, this run learns {_described(self.task)}; the same "
                 "classes in the same order are needed (task.source)"
             )
-        path = folder / "average.safetensors"
-        tensors = load_tensors(path if path.is_file() else folder / "model.safetensors")[0]
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        tensors = load_average(folder) or load_tensors(folder / "model.safetensors")[0]
         mine = {k.removeprefix("classifier."): v for k, v in tensors.items() if k.startswith("classifier.")}
         try:
             self.classifier.load_state_dict(mine)

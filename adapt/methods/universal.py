@@ -67,8 +67,6 @@ class Universal(AdaptationMethod):
         patience: int = 3,
     ) -> None:
         super().__init__(channels, task, encoder=encoder, dropout=dropout)
-        if task.kind != "classification":
-            raise SkyshiftError("universal adaptation clusters classes: task.kind must be classification")
         width = self.classifier.encoder.width
         self.weight, self.top = weight, top or (3 if task.outputs <= 5 else 7)
         if not 1 <= self.top <= width:

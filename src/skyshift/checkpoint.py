@@ -51,6 +51,43 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
+def load_average(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint by their names in the method; none where no average was kept.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    path = folder / "average.safetensors"
+    tensors = load_tensors(path)[0] if path.is_file() else {}
+    return {name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")}
+
+
+def read_description(folder: Path, name: str, kind: str, newest: int) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Args:
+        folder: Of the checkpoint.
+        name: Of the JSON file.
+        kind: Of checkpoint, for messages.
+        newest: Version up to which the file can be read.
+
+    Raises:
+        CheckpointError: It is absent, no JSON, or of a later version.
+    """
+    try:
+        facts = json.loads((folder / name).read_text(encoding="utf-8"))
+        version = facts["format"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is no {kind} checkpoint: it has no {name}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / name} is damaged ({error!r})") from None
+    if not isinstance(version, int) or version > newest:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {version}, this skyshift reads up to {newest}; update it"
+        )
+    return dict(facts)
+
+
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as tensors and JSON."""
     state = optimizer.state_dict()

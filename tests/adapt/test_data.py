@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from skyshift.adapt.data import AdaptData, AugmentConfig, SourceConfig, TargetConfig
+from skyshift.adapt.data import AdaptData, AugmentConfig
+from skyshift.adapt.sides import SourceConfig, TargetConfig
 from skyshift.adapt.splits import SplitConfig, split_source, split_target
 from skyshift.adapt.task import TaskConfig, TaskError
 from skyshift.datasets.store import MapStore

@@ -9,17 +9,21 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from skyshift.adapt.adapter import Adapter
+from skyshift.adapt.adapter import Adaptation, Adapter
 from skyshift.adapt.evaluate import evaluate_run
 from skyshift.adapt.prior_shift import corrected, estimate_prior
+from skyshift.adapt.task import Task
 from skyshift.adapt.train import main as train_command
-from skyshift.checkpoint import load_tensors
+from skyshift.checkpoint import CheckpointError, load_tensors, make, save_tensors
 from skyshift.command import CommandError
 from skyshift.datasets.maps import MapError
+from skyshift.datasets.scaling import Linear
 from skyshift.datasets.store import MapStore
+from skyshift.translate.translation import Channel
 
 METHODS = "skyshift.adapt.methods"
 ENCODER = {"class_path": "skyshift.adapt.encoders.SmallCNN", "init_args": {"width": 8, "depth": 3}}
@@ -88,6 +92,26 @@ def test_a_checkpoint_takes_physical_maps(trained, pair):
     broken[7, 2, 2] = np.nan
     with pytest.raises(MapError, match="map 7 of clean has values that are not finite"):
         adapter({"clean": broken}, side="source")
+
+
+def test_a_checkpoint_needs_no_file_that_its_training_began_with(tmp_path):
+    """Pretrained weights are in the checkpoint; a weight that is missing there is no reason to guess."""
+    timm = {"class_path": "skyshift.adapt.encoders.TimmEncoder", "init_args": {"name": "test_resnet"}}
+    task = Task("classification", ("disc", "spheroid"), ("disc", "spheroid"))
+    config = {"class_path": f"{METHODS}.source_only.SourceOnly", "init_args": {"encoder": timm}}
+    made = make(config)(1, task)
+    channel = Channel("stars", "Msun / kpc2", Linear(0.0, 1.0))
+    Adaptation(task, (channel,), (channel,), {}).write(tmp_path)
+    save_tensors(tmp_path / "model.safetensors", made.state_dict())
+    timm["init_args"]["weights"] = str(tmp_path / "gone.safetensors")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"method": config}))
+    maps = np.random.default_rng(0).random((3, 64, 64), np.float32)
+    said = Adapter.from_pretrained(tmp_path)({"stars": maps})
+    expected = made.eval().predict(torch.from_numpy(maps)[:, None]).outputs
+    np.testing.assert_allclose(said.outputs, expected, rtol=1e-5, atol=1e-6)  # float32
+    save_tensors(tmp_path / "model.safetensors", dict(list(made.state_dict().items())[1:]))
+    with pytest.raises(CheckpointError, match="do not fit the networks"):
+        Adapter.from_pretrained(tmp_path)
 
 
 def test_bounds_give_the_gap_that_was_closed(trained, tmp_path):
