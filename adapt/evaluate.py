@@ -104,6 +104,13 @@ class _Judge:
     def __init__(self, data: AdaptData, prior_shift: PriorShift, trusted: bool) -> None:
         self.data, self.prior_shift, self.trusted = data, prior_shift, trusted
         self._target_labels = data.target_labels(data.target.parts["test"])
+        self._open: tuple[Path, Adapter] | None = None
+
+    def _adapter(self, folder: Path) -> Adapter:
+        """Of a checkpoint; the last one stays open."""
+        if self._open is None or self._open[0] != folder:
+            self._open = folder, Adapter.from_pretrained(folder, trust_remote_code=self.trusted)
+        return self._open[1]
 
     def _shifted(self, adapter: Adapter, said: Predicted) -> Predicted:
         """With the class frequencies of the target's training part, as estimated without labels."""
@@ -124,8 +131,7 @@ class _Judge:
 
     def target(self, folder: Path) -> Part:
         """The target's test part."""
-        adapter = Adapter.from_pretrained(folder, trust_remote_code=self.trusted)
-        views = self.data.target.parts["test"]
+        adapter, views = self._adapter(folder), self.data.target.parts["test"]
         said = self._shifted(adapter, adapter(self.data.target.store, views))
         return _part(self.data, self.data.target, views, said, self._target_labels)
 
@@ -136,7 +142,7 @@ class _Judge:
 
     def source(self, folder: Path, part: str) -> Part:
         """One part of the source."""
-        adapter, source = Adapter.from_pretrained(folder, trust_remote_code=self.trusted), self.data.source
+        adapter, source = self._adapter(folder), self.data.source
         views = source.parts[part]
         labels = source.of_views(self.data.source_labels, views)
         return _part(self.data, source, views, adapter(source.store, views, side="source"), labels)
@@ -151,8 +157,7 @@ class _Judge:
             return None
 
         def merit(folder: Path) -> float:
-            adapter = Adapter.from_pretrained(folder, trust_remote_code=self.trusted)
-            outputs = adapter(self.data.target.store, views[known]).outputs
+            outputs = self._adapter(folder)(self.data.target.store, views[known]).outputs
             if regression:
                 return -float(((outputs[:, 0] - labels[known]) ** 2).mean())
             right = outputs.argmax(1) == labels[known]

@@ -241,10 +241,15 @@ class Trainer:
         self._micro_step(next(batches))
         self.networks = wrapped
         self._seen.clear()
-        scaler = self.accelerator.scaler
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = 0.0  # every step sets it
+        self._step_optimizers()
+
+    def _step_optimizers(self) -> None:
+        """Move all players, each by its gradients, and forget these."""
+        scaler = self.accelerator.scaler
+        for optimizer in self.optimizers.values():
             if scaler:
                 scaler.step(optimizer)
             else:
@@ -296,14 +301,7 @@ class Trainer:
                 norms[player] = whole(nn.utils.clip_grad_norm_(parameters, self.training.clip or math.inf))
         # With float16 the scaler leaves out a step whose gradient is not finite, and lowers its scale.
         self._require_finite({} if scaler else norms, stop)
-        for optimizer in self.optimizers.values():
-            if scaler:
-                scaler.step(optimizer)
-            else:
-                optimizer.step()
-            optimizer.zero_grad()
-        if scaler:
-            scaler.update()
+        self._step_optimizers()
 
     def _kept(self) -> str:
         found = latest(self.folder)
