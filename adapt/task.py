@@ -103,11 +103,6 @@ class Task:
         """Classes of the target that the source lacks."""
         return tuple(name for name in self.target if name not in self.source)
 
-    @property
-    def shared(self) -> tuple[str, ...]:
-        """Classes of both sides, in the order of the source."""
-        return tuple(name for name in self.source if name in self.target)
-
     def source_numbers(self, labels: NDArray[np.integer], names: Sequence[str], where: str) -> NDArray[np.int64]:
         """Class numbers of a store as outputs of the network.
 
