@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from skyshift.method import Method
@@ -38,7 +37,7 @@ def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], 
 
 def _own(tensors: Tensors) -> list[Tensor]:
     """What this process holds of them: its share of those that are divided."""
-    return [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
+    return [value.to_local() if hasattr(value, "to_local") else value for value in tensors]
 
 
 def make_average(method: Method, decay: float) -> AveragedModel | None:

@@ -28,9 +28,6 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import AveragedModel
 
 from skyshift.averaging import Averaged
@@ -73,6 +70,8 @@ class Shards(Replicas):
 
     def __init__(self, accelerator: Accelerator, method: Method) -> None:
         super().__init__(accelerator)
+        from torch.distributed.device_mesh import init_device_mesh
+
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         self._whole = copy.deepcopy(method).cpu() if accelerator.is_main_process else None
         for player in method.players:
@@ -88,6 +87,8 @@ class Shards(Replicas):
         Raises:
             TrainingError: A parameter is a single number without an axis, which cannot be divided.
         """
+        from torch.distributed.fsdp import fully_shard
+
         for name, parameter in network.named_parameters():
             if not parameter.ndim:
                 raise TrainingError(
@@ -129,9 +130,14 @@ def make_replicas(accelerator: Accelerator, method: Method) -> Replicas:
     return Replicas(accelerator)
 
 
+def is_divided(value: Tensor) -> bool:
+    """Whether it is a ``DTensor``, asked without importing what makes them: most of a second of every start."""
+    return hasattr(value, "full_tensor")
+
+
 def whole(value: Tensor) -> Tensor:
     """A tensor that may be divided, put together on every process; all take part."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_divided(value) else value  # type: ignore[attr-defined]
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,9 +149,9 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, value in tensors.items():
         one = whole(value.detach())
-        if not isinstance(value, DTensor):
+        if not is_divided(value):
             found[name] = one
-        elif value.device_mesh.get_rank() == 0:
+        elif value.device_mesh.get_rank() == 0:  # type: ignore[attr-defined]
             found[name] = one.cpu()
     return found
 
@@ -155,7 +161,10 @@ def divided(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[s
     found = dict(tensors)
     for name, value in tensors.items():
         mine = like.get(name)
-        if isinstance(mine, DTensor) and mine.shape == value.shape:
+        if mine is not None and is_divided(mine) and mine.shape == value.shape:
+            from torch.distributed.tensor import distribute_tensor
+
             # Every process has read the whole: it cuts out its own share, without asking the main one.
-            found[name] = distribute_tensor(value, mine.device_mesh, mine.placements, src_data_rank=None)
+            mesh, placements = mine.device_mesh, mine.placements  # type: ignore[attr-defined]
+            found[name] = distribute_tensor(value, mesh, placements, src_data_rank=None)
     return found

@@ -21,10 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import lpips
 import numpy as np
 import torch
-import torchvision
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -153,6 +151,8 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
 
 def _convolutions(network: str, folder: str | Path) -> nn.Sequential:
     """The convolutional features of a network of torchvision, with its weights."""
+    import torchvision  # takes a second, which commands that need no such network are spared
+
     path = find_weights(network, folder)
     maker = {"alexnet": "alexnet", "squeezenet": "squeezenet1_1", "vgg16": "vgg16"}[network]
     with torch.device("meta"):  # the classifier, by far the largest part, is never made
@@ -210,6 +210,8 @@ class Features(nn.Module):
             v = interpolate_bilinear_2d_like_tensorflow1x(127.5 * (x + 1), size=(299, 299), align_corners=False)
             x = (v - 128) / 128
         else:
+            import torchvision
+
             x = torchvision.transforms.functional.normalize((x + 1) / 2, IMAGENET_MEAN, IMAGENET_DEVIATION)
         features: Tensor = self.layers(x)
         return features.mean(dim=(2, 3))
@@ -225,6 +227,8 @@ def perceptual_network(network: str, weights: str | Path = "") -> nn.Module:
     Raises:
         WeightsError: The weights are not there or do not fit.
     """
+    import lpips
+
     features = _convolutions(network, weights)
     name = NETWORKS[network].lpips
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

@@ -24,8 +24,6 @@ References:
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.metrics import roc_auc_score
 
 from skyshift.errors import SkyshiftError
 
@@ -107,6 +105,8 @@ def classifier_scores(truth: ArrayLike, estimate: ArrayLike, groups: ArrayLike) 
     if len(galaxies) < 2:
         return np.full((2, len(a)), np.nan)
     fold = np.random.default_rng(0).permutation(len(galaxies))[member] % min(FOLDS, len(galaxies))
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # slow to import, and not always needed
+
     scores = np.empty((2, len(a)))
     for number in np.unique(fold):
         known, asked = fold != number, fold == number
@@ -129,6 +129,8 @@ def area_under_curve(scores: Values) -> float:
     """Chance that a truth has a higher score than an estimate, equal ones counting half; NaN where there are none."""
     if not scores.size or not np.isfinite(scores).all():
         return float("nan")
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(np.repeat([1, 0], scores.shape[1]), scores.ravel()))
 
 
