@@ -133,7 +133,7 @@ def test_bounds_give_the_gap_that_was_closed(trained, tmp_path):
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, pair, configure, repository):
     whole = configure(tmp_path / "whole.yaml", pair, method("self_ensembling.SelfEnsembling"))
     run(repository, "train.py", "--config", whole, "--output", tmp_path / "whole")
-    run(repository, "train.py", "--config", whole, "--output", tmp_path / "parts")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     last = tmp_path / "parts" / "checkpoints" / "step_0000006"
     shutil.rmtree(last)
     run(repository, "train.py", "--config", whole, "--output", tmp_path / "parts", "--resume", "true")

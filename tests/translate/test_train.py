@@ -93,6 +93,11 @@ def test_a_domain_that_is_not_built_is_refused_before_the_simulation(tmp_path, c
     }
     build.write_text(json.dumps({"source": source, "domains": ["gas", "hi"]}))  # JSON is YAML
     with pytest.raises(SystemExit):
-        main(["--data.store", str(tmp_path / "m.zarr"), "--data.build", str(build), "--data.source=[stars]", *TINY])
+        main(
+            [
+                *("--data.store", str(tmp_path / "m.zarr"), "--data.build", str(build), "--data.source=[stars]"),
+                *("--output", str(tmp_path / "run"), *TINY),
+            ]
+        )
     assert "builds no such maps: unknown domain 'stars'. " in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build.yaml"]
