@@ -154,7 +154,7 @@ ALONE = """
     run("one_cyclegan", "cyclegan", batch_size=4)
     run("alone", batch_size=4, steps=3, resume=True)
 """
-METHODS = ["pix2pix", "cyclegan", "cut", "diffusion"]
+METHODS = ["pix2pix", "cyclegan", "cut", "diffusion", "flow", "normalizing_flow", "vae"]
 QUIET = {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
